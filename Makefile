@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up everything they need in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The lock constrains what a package needs to run and what it is built with.
+# pip before 25.3 reads the first name for both, later ones need the second.
+export PIP_CONSTRAINT := requirements.lock
+export PIP_BUILD_CONSTRAINT := requirements.lock
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint golden lock clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
+	$(BIN)/keras-resnext train --dataset digits --workdir runs/demo
+	$(BIN)/keras-resnext evaluate --model runs/demo
+	$(BIN)/keras-resnext export --model runs/demo --data digits --overwrite
+
+test: lint  ## Lint, check the import contract, run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+golden: $(VENV)/dev.installed  ## Rewrite tests/golden after an intended change
+	$(BIN)/python -m tests.regenerate_golden
+
+lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.lock
+	$(BIN)/uv pip compile setup.cfg --universal --all-extras --upgrade \
+	  --python-version 3.11 --no-emit-index-url --no-header \
+	  --no-annotate --output-file requirements.lock
+
+clean:  ## Remove .venv, runs and caches
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache \
+	  .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "PYTHON: expected Python 3.11 or newer (Keras 3.15 needs it);" \
+	    "got $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[train,export]'
+	@touch $@
+
+$(VENV)/dev.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/demo.installed

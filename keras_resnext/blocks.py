@@ -1,0 +1,158 @@
+"""The bottleneck, and the spellings of its aggregated transform.
+
+    y = x + T_1(x) + ... + T_C(x)           (paper, equation 2)
+
+Each T is 1x1 - 3x3 - 1x1 with its own weights. `branches` spells the sum out
+and `grouped` folds the C paths into one grouped convolution; the paper shows
+in section 3.3 that they are the same function. The two stand side by side
+with the same skeleton, so that their difference is the explanation.
+"""
+
+import keras
+
+from keras_resnext.layers import GroupedConv2D
+
+# torch's batch norm, which all published weights were trained with: its
+# momentum of 0.1 weighs the new value, Keras' 0.9 the old one.
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
+
+
+def bottleneck(x, transform, *, cardinality, width, filters, stride, name):
+    """One residual block: `relu(shortcut(x) + transform(x))`.
+
+    The shortcut is the input itself where shapes agree and a strided 1x1
+    projection where they do not (type B).
+
+    Args:
+        x: Tensor `(batch, height, width, channels)`, in the order of
+            `keras.config.image_data_format()`.
+        transform: A function of `TRANSFORMS`.
+        cardinality: Number of paths, C.
+        width: Channels inside one path, d.
+        filters: Channels of the output.
+        stride: Stride of the 3x3 convolution and of the projection.
+        name: Prefix of the layer names, such as `"conv2_block1"`.
+
+    Returns:
+        Tensor `(batch, height / stride, width / stride, filters)`.
+
+    Example:
+
+    >>> x = keras.Input((56, 56, 256))
+    >>> bottleneck(x, grouped, cardinality=32, width=4, filters=256,
+    ...            stride=1, name="conv2_block2").shape
+    (None, 56, 56, 256)
+
+    Reference:
+        arXiv 1611.05431, section 3.1, table 1 and Fig. 3.
+    """
+    shortcut = x
+    if stride != 1 or x.shape[channel_axis()] != filters:
+        shortcut = convolution(x, filters, 1, stride, name=f"{name}_0_conv")
+        shortcut = batch_norm(shortcut, name=f"{name}_0_bn")
+    x = transform(x, cardinality, width, filters, stride, name)
+    x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+    return keras.layers.ReLU(name=f"{name}_out")(x)
+
+
+def grouped(x, cardinality, width, filters, stride, name):
+    """Fig. 3(c): all paths at once, kept apart by a grouped 3x3."""
+    total = cardinality * width
+    x = convolution(x, total, 1, name=f"{name}_1_conv")
+    x = batch_norm_relu(x, name=f"{name}_1")
+    x = convolution(
+        x, total, 3, stride, groups=cardinality, name=f"{name}_2_conv"
+    )
+    x = batch_norm_relu(x, name=f"{name}_2")
+    x = convolution(x, filters, 1, name=f"{name}_3_conv")
+    return batch_norm(x, name=f"{name}_3_bn")
+
+
+def branches(x, cardinality, width, filters, stride, name):
+    """Fig. 3(a): one path after another, summed.
+
+    Batch norm follows each path's first two convolutions, and the sum.
+    """
+    total = cardinality * width
+    paths = []
+    for path in path_suffixes(cardinality):
+        y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
+        y = batch_norm_relu(y, name=f"{name}_1", path=path)
+        y = convolution(
+            y, width, 3, stride, name=f"{name}_2_conv{path}", of=total
+        )
+        y = batch_norm_relu(y, name=f"{name}_2", path=path)
+        paths.append(convolution(y, filters, 1, name=f"{name}_3_conv{path}"))
+    x = keras.layers.Add(name=f"{name}_3_sum")(paths) if paths[1:] else paths[0]
+    return batch_norm(x, name=f"{name}_3_bn")
+
+
+TRANSFORMS = {"grouped": grouped, "branches": branches}
+
+
+def path_suffixes(cardinality):
+    """Layer-name endings of the paths: `["_path01", "_path02", ...]`."""
+    return [f"_path{path:02d}" for path in range(1, cardinality + 1)]
+
+
+def convolution(x, filters, kernel_size, stride=1, *, groups=1, name, of=None):
+    """A convolution without bias, padded evenly on all sides.
+
+    Args:
+        x: Tensor `(batch, height, width, channels)`.
+        filters: Channels of the output.
+        kernel_size: Odd side of the kernel, in pixels.
+        stride: In pixels. Defaults to 1.
+        groups: Defaults to 1.
+        name: Name of the layer. A padding layer before it is called the same
+            with `_pad` for `_conv`.
+        of: Channels of all paths together when this is one path of several,
+            so that every form starts from the same distribution. Defaults to
+            `filters`.
+
+    Returns:
+        Tensor `(batch, height / stride, width / stride, filters)`.
+    """
+    padding = "same"
+    if kernel_size > 1 and stride > 1:
+        # "same" would put the odd pixel at the end only; published weights
+        # were trained with the same padding on both sides.
+        x = keras.layers.ZeroPadding2D(
+            kernel_size // 2, name=name.replace("_conv", "_pad")
+        )(x)
+        padding = "valid"
+    # He et al. 2015 over the fan-out, as the paper's released code has it.
+    stddev = (2 / (kernel_size**2 * (of or filters))) ** 0.5
+    layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
+    return layer(
+        filters,
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        groups=groups,
+        use_bias=False,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=stddev),
+        name=name,
+    )(x)
+
+
+def batch_norm(x, *, name):
+    """Batch norm over the channels, with the constants of published weights."""
+    return keras.layers.BatchNormalization(
+        axis=channel_axis(),
+        epsilon=BATCH_NORM_EPSILON,
+        momentum=BATCH_NORM_MOMENTUM,
+        name=name,
+    )(x)
+
+
+def batch_norm_relu(x, *, name, path=""):
+    """Batch norm and ReLU, named `{name}_bn{path}` and `{name}_relu{path}`."""
+    x = batch_norm(x, name=f"{name}_bn{path}")
+    return keras.layers.ReLU(name=f"{name}_relu{path}")(x)
+
+
+def channel_axis():
+    """The channels' axis in `keras.config.image_data_format()`."""
+    return -1 if keras.config.image_data_format() == "channels_last" else 1

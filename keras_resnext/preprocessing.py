@@ -1,0 +1,127 @@
+"""Pixels in, class names out: what stands before and behind the network."""
+
+import functools
+import importlib.resources
+import json
+
+import keras
+import numpy as np
+
+# ImageNet's channel statistics for pixels in [0, 1], RGB; every published
+# ResNeXt was trained with them (`torchvision.transforms`, timm's defaults).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess_input(x, data_format=None):
+    """Turn RGB pixels into what the networks expect.
+
+    `(x / 255 - mean) / std`, with ImageNet's mean and standard deviation of
+    each channel. What is passed in is left as it was.
+
+    Args:
+        x: Array or tensor of pixels in [0, 255], any dtype, of shape
+            `(..., height, width, 3)`, or `(..., 3, height, width)` with
+            `"channels_first"`.
+        data_format: `"channels_last"`, `"channels_first"`, or `None` for
+            `keras.config.image_data_format()`. Defaults to `None`.
+
+    Returns:
+        float32 of the same shape: an array for an array, a tensor for a
+        tensor.
+
+    Raises:
+        ValueError: if `data_format` is none of these or `x` has not three
+            channels.
+
+    Example:
+
+    >>> keras_resnext.preprocess_input(np.full((1, 1, 3), 255))
+    array([[[2.2489083, 2.4285715, 2.64     ]]], dtype=float32)
+    """
+    data_format = data_format or keras.config.image_data_format()
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(
+            '`data_format` must be None, "channels_last" or '
+            f'"channels_first"; got {data_format!r}.'
+        )
+    axis = -1 if data_format == "channels_last" else -3
+    if len(x.shape) < 3 or x.shape[axis] != 3:
+        raise ValueError(
+            f"`x` must have three channels in axis {axis} "
+            f"({data_format}); got shape {tuple(x.shape)}."
+        )
+    mean = 255 * np.array(IMAGENET_MEAN, "float32")
+    std = 255 * np.array(IMAGENET_STD, "float32")
+    if axis == -3:
+        mean, std = mean[:, None, None], std[:, None, None]
+    if isinstance(x, np.ndarray):
+        return (x.astype("float32") - mean) / std
+    return (keras.ops.cast(x, "float32") - mean) / std
+
+
+def decode_predictions(preds, top=5):
+    """Name the most probable ImageNet classes.
+
+    Args:
+        preds: Array `(batch, 1000)` of scores.
+        top: How many classes to name for each image. Defaults to 5.
+
+    Returns:
+        A list for each image of `(wnid, name, score)`, best first.
+
+    Raises:
+        ValueError: if `preds` is not of shape `(batch, 1000)`.
+
+    Example:
+
+    >>> decode_predictions(np.eye(1000)[:1], top=1)
+    [[('n01440764', 'tench', 1.0)]]
+    """
+    preds = np.asarray(preds)
+    if preds.ndim != 2 or preds.shape[1] != 1000:
+        raise ValueError(
+            "`preds` must have shape (batch, 1000), one column for each "
+            f"ImageNet class; got {preds.shape}."
+        )
+    classes = _imagenet_classes()
+    return [
+        [(*classes[i], float(scores[i])) for i in np.argsort(-scores)[:top]]
+        for scores in preds
+    ]
+
+
+def resize_and_crop(image, size):
+    """The largest centred square of an image, resized to `size` pixels.
+
+    Bilinear with antialiasing: photographs lose detail without aliasing, and
+    enlarging is plain bilinear.
+
+    Args:
+        image: Tensor `(height, width, channels)` of pixels.
+        size: Side of the result, in pixels.
+
+    Returns:
+        float32 tensor `(size, size, channels)`, in the range of the input.
+
+    Example:
+
+    >>> resize_and_crop(photo, 224).shape
+    TensorShape([224, 224, 3])
+    """
+    return keras.ops.image.resize(
+        keras.ops.cast(image, "float32"),
+        (size, size),
+        interpolation="bilinear",
+        antialias=True,
+        crop_to_aspect_ratio=True,
+        data_format="channels_last",
+    )
+
+
+@functools.cache
+def _imagenet_classes():
+    text = (
+        importlib.resources.files("keras_resnext") / "imagenet_classes.json"
+    ).read_text()
+    return [tuple(record) for record in json.loads(text)]

@@ -1,0 +1,44 @@
+"""Load weights into a built model."""
+
+import pathlib
+
+
+def load_weights(model, source):
+    """Load weights saved with `model.save_weights` into a model.
+
+    Layers are matched by class and order, not by name, as Keras does.
+
+    Args:
+        model: A `keras.Model` of the same architecture.
+        source: Path of a `.weights.h5` file.
+
+    Raises:
+        ValueError: if `source` is no such file, or its arrays do not fit.
+
+    Example:
+
+    >>> keras_resnext.load_weights(model, "runs/x/model.weights.h5")
+    """
+    check_source(source)
+    model.load_weights(source)
+
+
+def check_source(source):
+    """Refuse a source that `load_weights` cannot read.
+
+    Args:
+        source: What a builder got as `weights`, not `None`.
+
+    Raises:
+        ValueError: if it is not the path of an existing `.weights.h5` file.
+
+    Example:
+
+    >>> check_source("model.weights.h5")
+    """
+    if str(source).endswith(".weights.h5") and pathlib.Path(source).is_file():
+        return
+    raise ValueError(
+        "`weights` must be None or the path of an existing .weights.h5 file "
+        f"(published weights are not part of this version); got {source!r}."
+    )
