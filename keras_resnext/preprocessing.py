@@ -119,6 +119,36 @@ def resize_and_crop(image, size):
     )
 
 
+def read_image(path, size):
+    """Read an image file as the square of pixels that a network looks at.
+
+    Args:
+        path: A JPEG, PNG, GIF or BMP file (a GIF's first frame).
+        size: Side of the result, in pixels.
+
+    Returns:
+        float32 array `(size, size, 3)` of RGB in [0, 255].
+
+    Raises:
+        ValueError: if the file is no image that can be read.
+
+    Example:
+
+    >>> read_image("photo.jpg", 224).shape
+    (224, 224, 3)
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(
+            f"`path` must be an image file; {path}: {error}."
+        ) from error
+    return keras.ops.convert_to_numpy(resize_and_crop(pixels, size))
+
+
 @functools.cache
 def _imagenet_classes():
     text = (

@@ -1,0 +1,5 @@
+"""`python -m keras_resnext` is the command `keras-resnext`."""
+
+from keras_resnext.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""Write beside, then rename: what stood there before is never half-lost."""
+
+import contextlib
+import pathlib
+import tempfile
+
+
+@contextlib.contextmanager
+def staged(path, *, overwrite=False):
+    """A place to write a file or folder that appears only once it is whole.
+
+    Inside the context, write to the path it yields. When the context ends
+    well, that is renamed to `path`; when it ends in an exception, it is
+    removed and `path` is as it was.
+
+    Args:
+        path: Where the file or folder shall be in the end. Parents are made.
+        overwrite: Whether something may stand there already. Defaults to
+            `False`.
+
+    Yields:
+        A path beside it with the same name, so that writers which look at
+        the ending see the right one.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is false; at once.
+
+    Example:
+
+    >>> with staged("model.tflite") as new:
+    ...     new.write_bytes(converted)
+    """
+    path = pathlib.Path(path)
+    check_free(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}-", dir=path.parent
+    ) as folder:
+        new = pathlib.Path(folder) / path.name
+        yield new
+        if not path.is_dir():
+            new.replace(path)
+            return
+        # Folders cannot be replaced in one step: move the old one aside, and
+        # back again should the new one not get there.
+        old = path.rename(pathlib.Path(folder) / "old")
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+
+
+def check_free(path, *, overwrite):
+    """Refuse to write over something, before long work.
+
+    Args:
+        path: Where something is going to be written.
+        overwrite: Whether something may stand there already.
+
+    Raises:
+        FileExistsError: if something does and `overwrite` is false.
+
+    Example:
+
+    >>> check_free("new.tflite", overwrite=False)
+    """
+    if pathlib.Path(path).exists() and not overwrite:
+        raise FileExistsError(
+            f"`path` must be free, or `overwrite` true; {path} exists."
+        )

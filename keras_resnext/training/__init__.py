@@ -1,0 +1,5 @@
+"""Training: recipes, data, and a `tf.distribute` loop that resumes."""
+
+from keras_resnext.training.loop import evaluate as evaluate
+from keras_resnext.training.loop import train as train
+from keras_resnext.training.recipe import Recipe as Recipe

@@ -1,0 +1,205 @@
+"""Labelled images as batches: TensorFlow Datasets, or a folder by class."""
+
+import dataclasses
+import pathlib
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_resnext.preprocessing import preprocess_input
+from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.training import augment
+from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+
+# The split to watch and to judge by, whatever a data set calls it. ImageNet's
+# "test" carries no labels, so it comes last.
+HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
+_SHUFFLE_BUFFER = 10_000  # images
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """A data set whose classes are known and whose images may yet come.
+
+    Made by `open_dataset`.
+
+    Args:
+        builder: The TFDS builder behind it.
+    """
+
+    builder: tfds.core.DatasetBuilder
+
+    @property
+    def labels(self):
+        """Names of the classes, in the order of their indices."""
+        return list(self.builder.info.features["label"].names)
+
+    @property
+    def held_out_split(self):
+        """Name of the split that is not trained on."""
+        for split in HELD_OUT_SPLITS:
+            if split in self.builder.info.splits:
+                return split
+        raise ValueError(
+            f"`dataset` must have one of the splits {_listed(HELD_OUT_SPLITS)}"
+            f"; {self.builder.name} has {_listed(self.builder.info.splits)}."
+        )
+
+    def num_examples(self, split):
+        """Number of images in a split.
+
+        Raises:
+            ValueError: if there is no such split.
+        """
+        splits = self.builder.info.splits
+        if split not in splits:
+            raise ValueError(
+                f"`split` must be one of {_listed(splits)}; got {split!r}."
+            )
+        return splits[split].num_examples
+
+    def prepare(self):
+        """Download and write what is not there yet; a folder is as it is."""
+        if not isinstance(self.builder, tfds.ImageFolder):
+            self.builder.download_and_prepare()
+
+    def images(self, split, image_size):
+        """All images of a split, in a fixed order.
+
+        Args:
+            split: Name of the split.
+            image_size: Side of the images, in pixels.
+
+        Returns:
+            A `tf.data.Dataset` of RGB pixels in [0, 255], float32
+            `(image_size, image_size, 3)`, and labels, int64.
+        """
+
+        def load(image, label):
+            image = resize_and_crop(image, image_size)
+            if image.shape[-1] == 1:
+                image = tf.image.grayscale_to_rgb(image)
+            return image, label
+
+        self.num_examples(split)  # says so if there is no such split
+        images = self.builder.as_dataset(split=split, as_supervised=True)
+        return images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def open_dataset(name, data_dir=None):
+    """Find a data set by name or folder; nothing is downloaded yet.
+
+    Args:
+        name: Name of a TFDS builder with an image and a label, such as
+            `"digits"` (part of this package) or `"cifar10"`; or path of a
+            folder `<split>/<class>/<image>.jpg` or `.png` with the splits
+            train and validation (or val, valid, test).
+        data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
+            default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Returns:
+        An `ImageData`.
+
+    Raises:
+        ValueError: if there is no such data set, or it is not one of images
+            with one label each.
+
+    Example:
+
+    >>> open_dataset("digits").labels[:3]
+    ['0', '1', '2']
+    """
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        data = ImageData(tfds.ImageFolder(str(folder)))
+        splits = data.builder.info.splits
+        if not any(split.num_examples for split in splits.values()):
+            raise ValueError(
+                "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
+                f".png; found no image two folders below {name}."
+            )
+        return data
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(
+            "`dataset` must be a folder of images by class or a name that "
+            f"tfds.list_builders() knows, such as digits or cifar10; "
+            f"got {name!r}."
+        ) from error
+    if not (
+        {"image", "label"} <= set(builder.info.features)
+        and isinstance(builder.info.features["label"], tfds.features.ClassLabel)
+    ):
+        raise ValueError(
+            "`dataset` must have the features image and label (one class); "
+            f"{name} has {_listed(builder.info.features)}."
+        )
+    return ImageData(builder)
+
+
+def training_batches(data, recipe, epoch):
+    """One epoch of shuffled, augmented batches for the network.
+
+    The order and every random change follow from `recipe.seed` and `epoch`
+    alone. The last batch is left out if it is not full.
+
+    Args:
+        data: An `ImageData`, prepared.
+        recipe: A `Recipe`.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        A `tf.data.Dataset` of preprocessed images, float32 `(batch_size,
+        image_size, image_size, 3)`, and labels, int64 `(batch_size,)`.
+    """
+    first_image = epoch * data.num_examples("train")
+
+    def change(number, example):
+        image, label = example
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        if recipe.crop_padding:
+            image = augment.pad_and_crop(image, recipe.crop_padding, seed)
+        if recipe.flip:
+            image = augment.flip(image, seed)
+        return preprocess_input(image), label
+
+    images = data.images("train", recipe.image_size).shuffle(
+        _SHUFFLE_BUFFER,
+        seed=recipe.seed + epoch,
+        reshuffle_each_iteration=False,
+    )
+    return (
+        tf.data.Dataset.zip(tf.data.Dataset.counter(first_image), images)
+        .map(change, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(recipe.batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def evaluation_batches(data, split, image_size, batch_size):
+    """Every image of a split once, in order, for the network.
+
+    Args:
+        data: An `ImageData`, prepared.
+        split: Name of the split.
+        image_size: Side of the images, in pixels.
+        batch_size: Images in a batch; the last one may hold fewer.
+
+    Returns:
+        A `tf.data.Dataset` of preprocessed images, float32 `(batch,
+        image_size, image_size, 3)`, and labels, int64 `(batch,)`.
+    """
+    return (
+        data.images(split, image_size)
+        .map(
+            lambda image, label: (preprocess_input(image), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .batch(batch_size)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _listed(names):
+    return ", ".join(names)

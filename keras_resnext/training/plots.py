@@ -1,0 +1,92 @@
+"""The pictures of a run: learning curves, and predictions on real images."""
+
+import numpy as np
+
+
+def learning_curves(history, path):
+    """Draw loss and accuracy, in training and held out, over the epochs.
+
+    Args:
+        history: A list of a run's history dicts.
+        path: PNG file to write.
+
+    Example:
+
+    >>> learning_curves(Run("runs/digits").history, "curves.png")
+    """
+    plt = _pyplot()
+    epochs = [entry["epoch"] for entry in history]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for ax, key, title in (
+        (axes[0], "loss", "Cross-entropy (nats)"),
+        (axes[1], "accuracy", "Accuracy"),
+    ):
+        for prefix, name in (("", "training"), ("held_out_", "held out")):
+            values = [entry[prefix + key] for entry in history]
+            ax.plot(epochs, values, marker="o", markersize=3, label=name)
+        ax.set(xlabel="Epoch", title=title)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def prediction_grid(images, labels, predictions, names, path, *, title):
+    """Draw images with their predicted classes, mistakes in red.
+
+    Args:
+        images: Array `(images, height, width, 3)` of pixels in [0, 255].
+        labels: True classes, `(images,)`.
+        predictions: Predicted classes, `(images,)`.
+        names: Names of the classes.
+        path: PNG file to write.
+        title: What is to be seen.
+
+    Example:
+
+    >>> prediction_grid(images, labels, predictions, run.labels, "grid.png",
+    ...                 title="Held-out digits")
+    """
+    plt = _pyplot()
+    columns = min(10, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(1.2 * columns, 1.4 * rows + 0.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, label, predicted in zip(
+        axes.flat, images, labels, predictions, strict=False
+    ):
+        right = label == predicted
+        ax.imshow(np.clip(image, 0, 255).astype("uint8"))
+        ax.set_title(
+            names[predicted]
+            if right
+            else f"{names[predicted]}, is {names[label]}",
+            color="black" if right else "red",
+            fontsize=9,
+        )
+        if not right:
+            ax.axis("on")
+            ax.set(xticks=[], yticks=[])
+            for spine in ax.spines.values():
+                spine.set(color="red", linewidth=2)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _pyplot():
+    # Drawing into files needs no screen and must not look for one.
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -1,0 +1,127 @@
+"""The folder of a run: what training writes and everything else reads."""
+
+import dataclasses
+import json
+import pathlib
+
+import keras
+
+from keras_resnext.files import staged
+from keras_resnext.training.recipe import Recipe
+
+
+class Run:
+    """A training run's folder.
+
+    | file | content |
+    |---|---|
+    | `recipe.json` | the full `Recipe` |
+    | `labels.txt` | class names, one a line, in the order of the outputs |
+    | `history.jsonl` | a line an epoch |
+    | `checkpoints/` | model, optimizer and epoch, to resume from |
+    | `learning_curves.png` | the history drawn |
+    | `model.keras` | the trained model, once training is done |
+
+    Args:
+        path: The folder; it need not exist.
+
+    Example:
+
+    >>> run = Run("runs/digits")
+    >>> run.labels[:2], run.history[-1]["epoch"]
+    (['0', '1'], 10)
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.model_file = self.path / "model.keras"
+        self.learning_curves = self.path / "learning_curves.png"
+        self._recipe_file = self.path / "recipe.json"
+        self._labels_file = self.path / "labels.txt"
+        self._history_file = self.path / "history.jsonl"
+
+    @property
+    def recipe(self):
+        """The run's `Recipe`."""
+        return Recipe(**json.loads(self._read(self._recipe_file)))
+
+    @property
+    def labels(self):
+        """Class names, in the order of the model's outputs."""
+        return self._read(self._labels_file).splitlines()
+
+    @property
+    def history(self):
+        """What each finished epoch measured: a list of dicts."""
+        if not self._history_file.exists():
+            return []
+        lines = self._history_file.read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def load_model(self):
+        """The trained `keras.Model`.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        self._read(self._recipe_file)
+        if not self.model_file.exists():
+            raise ValueError(
+                f"`model` must be a finished run; {self.path} has no "
+                f"{self.model_file.name} yet. Start the same training again "
+                "to finish it."
+            )
+        return keras.saving.load_model(self.model_file)
+
+    def check(self, recipe):
+        """Refuse a folder that holds another run.
+
+        Args:
+            recipe: The `Recipe` that is to be trained here.
+
+        Raises:
+            ValueError: if the recipe found differs, or files of unknown
+                origin stand where the run's would.
+        """
+        if not self._recipe_file.exists():
+            for path in (self.checkpoints, self.model_file, self._history_file):
+                if path.exists():
+                    raise ValueError(
+                        "`workdir` must be new or hold this run; "
+                        f"{self.path} has {path.name} and no "
+                        f"{self._recipe_file.name}."
+                    )
+            return
+        found = self.recipe
+        different = [
+            f"{field.name} {ours!r} (found {theirs!r})"
+            for field in dataclasses.fields(recipe)
+            if (ours := getattr(recipe, field.name))
+            != (theirs := getattr(found, field.name))
+        ]
+        if different:
+            raise ValueError(
+                f"`workdir` must be new or hold this run; {self.path} holds "
+                f"another one: expected {', '.join(different)}."
+            )
+
+    def start(self, recipe, labels):
+        """Write down what this run is."""
+        with staged(self._recipe_file, overwrite=True) as new:
+            new.write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
+        with staged(self._labels_file, overwrite=True) as new:
+            new.write_text("\n".join(labels) + "\n")
+
+    def write_history(self, history):
+        """Write the history anew, without epochs that were not kept."""
+        with staged(self._history_file, overwrite=True) as new:
+            new.write_text("".join(json.dumps(e) + "\n" for e in history))
+
+    def _read(self, path):
+        if not path.exists():
+            raise ValueError(
+                f"`model` must be the folder of a training run; {self.path} "
+                f"has no {path.name}."
+            )
+        return path.read_text()
