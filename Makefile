@@ -18,8 +18,8 @@ help:  ## Show this list
 
 demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 	$(BIN)/keras-resnext train --dataset digits --workdir runs/demo
-	$(BIN)/keras-resnext evaluate --model runs/demo
-	$(BIN)/keras-resnext export --model runs/demo --data digits --overwrite
+	$(BIN)/keras-resnext evaluate runs/demo
+	$(BIN)/keras-resnext export runs/demo --overwrite
 
 test: lint  ## Lint, check the import contract, run the tests
 	$(BIN)/python -m pytest

@@ -16,7 +16,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
@@ -28,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(soft_wrap=True)
 
 
 class Format(enum.StrEnum):
@@ -131,7 +130,9 @@ def train(
 
     Without options the recipe is a small ResNeXt on handwritten digits.
     """
-    from keras_resnext.training.recipe import Recipe
+    _start_tensorflow()
+    from keras_resnext.training import Recipe
+    from keras_resnext.training import train
 
     recipe = Recipe().override(
         [
@@ -140,9 +141,6 @@ def train(
             *(overrides or []),
         ]
     )
-    _start_tensorflow()
-    from keras_resnext.training import train
-
     console.print(recipe)
     with _training_progress() as (on_step, on_epoch):
         run = train(
@@ -311,7 +309,7 @@ def _comparison(network, artifacts, images, classes):
         "accuracy",
         "latency (ms)",
         title=f"{len(images)} images, each in the format's own runtime; "
-        f"latency: median, batch 1, up to {os.cpu_count()} threads",
+        f"latency: median, batch 1, {os.cpu_count()} threads",
     )
     for column in table.columns[1:]:
         column.justify = "right"
@@ -414,14 +412,12 @@ def _training_progress():
     """A bar over the whole run, and a line above it for each epoch."""
     with Progress(
         TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=10),
         TextColumn(
-            "loss {task.fields[loss]:.4f}  accuracy "
-            "{task.fields[accuracy]:.4f}  {task.fields[speed]:.0f} images/s  "
-            "left"
+            "loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f} "
+            "{task.fields[speed]:.0f} images/s, left"
         ),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
     ) as bar:
         task = None
@@ -444,11 +440,10 @@ def _training_progress():
 
         def on_epoch(entry):
             bar.print(
-                f"epoch {entry['epoch']}: loss {entry['loss']:.4f}, accuracy "
-                f"{entry['accuracy']:.4f}, held-out loss "
-                f"{entry['held_out_loss']:.4f}, held-out accuracy "
-                f"{entry['held_out_accuracy']:.4f}, "
-                f"{entry['images_per_second']:.0f} images/s"
+                f"epoch {entry['epoch']:3d}: loss {entry['loss']:.4f}, "
+                f"accuracy {entry['accuracy']:.4f}; held out "
+                f"{entry['held_out_loss']:.4f}, "
+                f"{entry['held_out_accuracy']:.4f}"
             )
 
         yield on_step, on_epoch

@@ -211,8 +211,9 @@ def keras_runner(model, preprocessing):
         A function from pixels `(batch, height, width, channels)` to outputs
         `(batch, classes)`.
     """
-    serve = serving_function(model, preprocessing, batch=None)
-    return in_batches(lambda batch: serve(batch)[output_name(model)].numpy())
+    preprocess = _preprocessing(preprocessing)
+    # Not through `serving_function`: the proof must not share its mistakes.
+    return in_batches(lambda batch: model.predict_on_batch(preprocess(batch)))
 
 
 def in_batches(run, size=64):

@@ -1,5 +1,6 @@
 """TFLite: for phones, and for LiteRT anywhere."""
 
+import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -153,7 +154,7 @@ def check_operators(path):
 def _open(path):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path))
+    interpreter = Interpreter(str(path), num_threads=os.cpu_count())
     serve = interpreter.get_signature_runner("serving_default")
 
     def run(images):

@@ -9,8 +9,8 @@ class Recipe:
     """The full configuration of a run; saved beside it as `recipe.json`.
 
     The defaults train a small CIFAR-style ResNeXt on handwritten digits in
-    one to two minutes on two CPU cores. Everything else that a run needs follows
-    from these numbers.
+    one to two minutes on two CPU cores. Everything else that a run needs
+    follows from these numbers.
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a

@@ -1,0 +1,59 @@
+"""Set before anything imports TensorFlow, and what many tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnext
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_data_sets(tmp_path_factory):
+    """Data sets are prepared anew, and the user's own are left alone."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+    yield
+    patch.undo()
+
+
+def randomize(model, seed=0):
+    """Give every variable a value that a mix-up would show.
+
+    Fresh batch norms are the identity, and two swapped ones go unseen.
+    """
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        value = rng.normal(size=variable.shape) * 0.2
+        if "variance" in variable.path or "gamma" in variable.path:
+            value = rng.uniform(0.5, 1.5, size=variable.shape)
+        elif len(variable.shape) > 1:  # kernels keep their own scale
+            value = variable.numpy() * (1 + 0.2 * value)
+        variable.assign(value)
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A CIFAR-style net with every kind of layer and random statistics."""
+    keras.utils.set_random_seed(0)
+    return randomize(
+        keras_resnext.ResNeXt(
+            (1, 1, 1),
+            4,
+            4,
+            stem="cifar",
+            classes=10,
+            input_shape=(16, 16, 3),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    """Twelve images of noise, float32 (12, 16, 16, 3) in [0, 255]."""
+    noise = np.random.default_rng(1).integers(0, 256, (12, 16, 16, 3))
+    return noise.astype("float32")
