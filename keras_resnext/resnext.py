@@ -128,6 +128,8 @@ def ResNeXt(
     if input_tensor is not None:
         # The model starts where the tensor does, not at the tensor.
         inputs = keras.utils.get_source_inputs(input_tensor)
+        if len(inputs) == 1:
+            (inputs,) = inputs  # or calls would have to pass a list
     if name is None:
         name = f"resnext{3 * sum(depths) + 2}_{cardinality}x{base_width}d"
     model = keras.Model(inputs, x, name=name)
@@ -316,41 +318,35 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
                 f"`input_tensor`, {shape}; got {input_shape}."
             )
     elif input_shape is not None:
-        shape = tuple(input_shape)
+        shape = tuple(input_shape) if _is_sequence(input_shape) else ()
     else:
         shape = (size, size, 3) if channels_last else (3, size, size)
 
     smallest = 2 ** (len(depths) - 1) * (4 if stem == "imagenet" else 1)
-    axes = (
-        "height, width, channels"
-        if channels_last
-        else ("channels, height, width")
+    if len(shape) == 3:
+        sides = shape[:2] if channels_last else shape[1:]
+        channels = shape[2] if channels_last else shape[0]
+        if _is_positive(channels) and all(
+            side is None or (_is_positive(side) and side >= smallest)
+            for side in sides
+        ):
+            return keras.Input(shape) if input_tensor is None else input_tensor
+    axes = "height, width, channels"
+    if not channels_last:
+        axes = "channels, height, width"
+    raise ValueError(
+        f"`input_shape` must be ({axes}) with height and width None or at "
+        f"least {smallest} and channels at least 1; got {input_shape or shape}."
     )
-    expected = (
-        f"({axes}) with height and width None or at least {smallest} and "
-        "channels at least 1"
-    )
-    if len(shape) != 3:
-        raise ValueError(f"`input_shape` must be {expected}; got {shape}.")
-    channels = shape[-1] if channels_last else shape[0]
-    sides = shape[:2] if channels_last else shape[1:]
-    if (
-        not _is_positive(channels)
-        or not all(s is None or _is_positive(s) for s in sides)
-        or any(s is not None and s < smallest for s in sides)
-    ):
-        raise ValueError(f"`input_shape` must be {expected}; got {shape}.")
-    return keras.Input(shape) if input_tensor is None else input_tensor
 
 
 def _check_depths(depths):
-    depths = tuple(depths) if isinstance(depths, (list, tuple)) else (depths,)
-    if not all(map(_is_positive, depths)) or not depths:
-        raise ValueError(
-            "`depths` must hold the number of blocks of each stage, such as "
-            f"(3, 4, 6, 3); got {depths}."
-        )
-    return depths
+    if _is_sequence(depths) and depths and all(map(_is_positive, depths)):
+        return tuple(depths)
+    raise ValueError(
+        "`depths` must hold the number of blocks of each stage, such as "
+        f"(3, 4, 6, 3); got {depths}."
+    )
 
 
 def _check_positive(**arguments):
@@ -372,3 +368,7 @@ def _check_choice(*, among, **arguments):
 
 def _is_positive(value):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_sequence(value):
+    return isinstance(value, (list, tuple))

@@ -68,7 +68,7 @@ class Recipe:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not field.type:
                 raise ValueError(
-                    f"`{field.name}` must be a {field.type.__name__}; "
+                    f"`{field.name}` must be of type {field.type.__name__}; "
                     f"got {value!r}."
                 )
         for name in ("image_size", "batch_size", "epochs", "base_lr"):
@@ -134,5 +134,5 @@ def _parse(name, kind, text):
             return kind(text)
         except ValueError:
             pass
-    expected = "true or false" if kind is bool else f"a {kind.__name__}"
+    expected = "true or false" if kind is bool else f"of type {kind.__name__}"
     raise ValueError(f"`{name}` must be {expected}; got {text!r}.")

@@ -1,0 +1,277 @@
+"""Exports: each file in its own runtime, against Keras."""
+
+import collections
+import json
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+
+import keras_resnext
+from keras_resnext import export
+from keras_resnext.export import artifact
+from keras_resnext.export.tflite import operators
+from keras_resnext.layers import use_convolution_path
+from tests.conftest import randomize
+
+EXPORTERS = {
+    "savedmodel": export.to_saved_model,
+    "tflite": export.to_tflite,
+    "onnx": export.to_onnx,
+}
+LABELS = [f"class {i}" for i in range(10)]
+every_format = pytest.mark.parametrize("name", list(EXPORTERS))
+
+
+@pytest.fixture(scope="module")
+def branches_model():
+    keras.utils.set_random_seed(1)
+    return randomize(
+        keras_resnext.ResNeXt(
+            (1, 1), 3, 4, stem="cifar", form="branches", classes=10,
+            input_shape=(16, 16, 3),
+        )
+    )  # fmt: skip
+
+
+def expected_scores(model, pixels):
+    return model.predict(keras_resnext.preprocess_input(pixels), verbose=0)
+
+
+@every_format
+def test_files_agree_with_keras(name, small_model, pixels, tmp_path):
+    path = tmp_path / "out" / "model"
+    found = EXPORTERS[name](small_model, path, images=pixels, labels=LABELS)
+    assert found.path == path
+    assert [p.name for p in path.parent.iterdir()] == ["model"]
+    assert found.top1_agreement == 1
+    assert 0 < found.max_logit_difference < 1e-4
+    files = [p for p in (path, *path.rglob("*")) if p.is_file()]
+    assert found.size == sum(p.stat().st_size for p in files)
+    # Opened again, other pixels, a batch that is no multiple of anything.
+    others = pixels[::-1][:5] / 2
+    np.testing.assert_allclose(
+        found.open()(others),
+        expected_scores(small_model, others),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@every_format
+def test_branches_export_too(name, branches_model, pixels, tmp_path):
+    found = EXPORTERS[name](branches_model, tmp_path / "m", images=pixels)
+    np.testing.assert_allclose(
+        found.scores,
+        expected_scores(branches_model, pixels),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@every_format
+def test_bare_network_and_own_preprocessing(
+    name, small_model, pixels, tmp_path
+):
+    inputs = keras_resnext.preprocess_input(pixels)
+    bare = EXPORTERS[name](
+        small_model, tmp_path / "bare", preprocessing=None, images=inputs
+    )
+    halve = keras.layers.Rescaling(0.5, offset=-1)
+    own = EXPORTERS[name](
+        small_model, tmp_path / "own", preprocessing=halve, images=inputs
+    )
+    expected = small_model.predict(inputs, verbose=0)
+    np.testing.assert_allclose(bare.scores, expected, rtol=1e-4, atol=1e-6)
+    expected = small_model.predict(inputs / 2 - 1, verbose=0)
+    np.testing.assert_allclose(own.scores, expected, rtol=1e-4, atol=1e-6)
+
+
+@every_format
+def test_features_without_top(name, pixels, tmp_path):
+    model = randomize(
+        keras_resnext.ResNeXt(
+            (1, 1), 2, 4, stem="cifar", include_top=False, pooling="avg",
+            input_shape=(16, 16, 3),
+        )
+    )  # fmt: skip
+    found = EXPORTERS[name](model, tmp_path / "m", images=pixels)
+    expected = expected_scores(model, pixels)
+    assert found.scores.shape == (12, 512)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5 * scale)
+
+
+@every_format
+def test_failed_check_leaves_no_file(name, small_model, pixels, tmp_path):
+    """Float arithmetic in another order never agrees to the last bit."""
+    path = tmp_path / "model"
+    with pytest.raises(export.ExportError, match="model was not written"):
+        EXPORTERS[name](small_model, path, images=pixels, tolerance=1e-12)
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_format
+def test_failed_check_keeps_what_was_there(name, small_model, pixels, tmp_path):
+    path = tmp_path / "model"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="`overwrite` true"):
+        EXPORTERS[name](small_model, path)
+    with pytest.raises(export.ExportError):
+        EXPORTERS[name](
+            small_model, path, images=pixels, tolerance=1e-12, overwrite=True
+        )
+    assert path.read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@every_format
+def test_wrong_file_is_caught(name, small_model, pixels, tmp_path, monkeypatch):
+    """A converter that exports another function must not get through."""
+    real = artifact.serving_function
+
+    def wrong(model, preprocessing, batch):
+        return real(model, None, batch)  # forgets the normalisation
+
+    monkeypatch.setattr(artifact, "serving_function", wrong)
+    with pytest.raises(export.ExportError, match="they differ"):
+        EXPORTERS[name](small_model, tmp_path / "m", images=pixels)
+
+
+@every_format
+def test_bad_arguments(name, small_model, tmp_path):
+    def refused(message, model=small_model, **arguments):
+        with pytest.raises(ValueError, match=message):
+            EXPORTERS[name](model, tmp_path / "m", **arguments)
+        assert list(tmp_path.iterdir()) == []
+
+    refused("`labels` must hold the model's 10 class names; got 2", labels="ab")
+    refused('`preprocessing` must be "imagenet", None', preprocessing="torch")
+    refused("`images` must have shape", images=np.zeros((2, 8, 8, 3)))
+    any_size = keras_resnext.ResNeXt((1,), 2, 4, include_top=False)
+    refused("one image input of fixed size", model=any_size)
+
+
+def test_saved_model_needs_tensorflow_alone(small_model, pixels, tmp_path):
+    """In a process that can import neither Keras nor this package."""
+    export.to_saved_model(small_model, tmp_path / "m", labels=LABELS)
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = """
+import sys
+sys.modules["keras"] = sys.modules["keras_resnext"] = None
+import numpy as np
+import tensorflow as tf
+loaded = tf.saved_model.load("m")
+serve = loaded.signatures["serving_default"]
+outputs = serve(image=tf.constant(np.load("pixels.npy")))
+np.save("scores.npy", outputs["probabilities"])
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "scores.npy"),
+        expected_scores(small_model, pixels),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    text = (tmp_path / "m" / "assets" / "labels.txt").read_text()
+    assert text.splitlines() == LABELS
+
+
+def test_saved_model_keeps_each_weight_once(small_model, tmp_path):
+    found = export.to_saved_model(small_model, tmp_path / "m")
+    stored = tf.train.list_variables(
+        str(tmp_path / "m" / "variables" / "variables")
+    )
+    weights = [shape for name, shape in stored if "weights" in name]
+    assert sum(map(np.prod, weights)) == small_model.count_params()
+    assert found.size < 4 * small_model.count_params() + 400_000
+    graph = (tmp_path / "m" / "saved_model.pb").read_bytes()
+    assert b"_XlaMustCompile" not in graph
+
+
+def test_tflite_operators_and_labels(small_model, tmp_path):
+    path = tmp_path / "m.tflite"
+    export.to_tflite(small_model, path, labels=LABELS)
+    counts = collections.Counter(operators(path))
+    # 1 stem, 3 blocks of 3, 3 projections; grouped ones are not split.
+    assert counts["CONV_2D"] == 13
+    assert not {name for name in counts if name.startswith("Flex")}
+    assert counts["VAR_HANDLE"] == 0
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("labels.txt").decode().splitlines() == LABELS
+
+
+def test_tflite_left_with_variables_is_refused(small_model, tmp_path):
+    """The converter's other entry writes such a file without a word."""
+    serve = artifact.serving_function(small_model, "imagenet", batch=1)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()], None
+    )
+    path = tmp_path / "m.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(export.ExportError, match="VAR_HANDLE"):
+        from keras_resnext.export.tflite import check_operators
+
+        check_operators(path)
+
+
+def test_onnx_graph(small_model, tmp_path):
+    path = tmp_path / "m.onnx"
+    export.to_onnx(small_model, path, labels=LABELS)
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    convolutions = [n for n in proto.graph.node if n.op_type == "Conv"]
+    groups = collections.Counter(
+        attribute.i
+        for node in convolutions
+        for attribute in node.attribute
+        if attribute.name == "group"
+    )
+    assert len(convolutions) == 13
+    assert groups[4] == 3
+    assert "BatchNormalization" not in {n.op_type for n in proto.graph.node}
+    (image,), (scores,) = proto.graph.input, proto.graph.output
+    assert (image.name, scores.name) == ("image", "probabilities")
+    batch = image.type.tensor_type.shape.dim[0]
+    assert batch.dim_param == "batch"
+    assert proto.opset_import[0].version == 17
+    properties = {p.key: p.value for p in proto.metadata_props}
+    assert json.loads(properties["labels"]) == LABELS
+
+
+@pytest.mark.parametrize("name", ["tflite", "onnx"])
+def test_grouped_convolutions_stay_whole_whatever_the_machine(
+    name, small_model, pixels, tmp_path
+):
+    path = tmp_path / "m"
+    with use_convolution_path("split"):
+        EXPORTERS[name](small_model, path, images=pixels)
+    if name == "tflite":
+        count = operators(path).count("CONV_2D")
+    else:
+        count = sum(n.op_type == "Conv" for n in onnx.load(path).graph.node)
+    assert count == 13
+
+
+def test_logits_undo_softmax(small_model):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 10)) * 5
+    values -= values.mean(-1, keepdims=True)
+    scores = np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+    np.testing.assert_allclose(artifact.logits(small_model, scores), values)
+
+
+def test_latency_is_the_median_of_single_images():
+    batches = []
+    milliseconds = artifact.latency(
+        lambda image: batches.append(image.shape),
+        np.zeros((3, 2, 2, 3)),
+        calls=9,
+    )
+    assert batches == [(1, 2, 2, 3)] * 14
+    assert 0 <= milliseconds < 100

@@ -1,0 +1,78 @@
+"""Nothing half-written, nothing lost."""
+
+import pytest
+
+from keras_resnext.extras import require
+from keras_resnext.files import check_free
+from keras_resnext.files import staged
+
+
+def test_file_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "x.txt"
+    with staged(target) as new:
+        new.write_text("new")
+        assert not target.exists()
+        assert new.suffix == ".txt"
+    assert target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["x.txt"]
+
+
+def test_existing_things_are_not_replaced_unasked(tmp_path):
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with (
+        pytest.raises(
+            FileExistsError, match="`overwrite` true; .*x.txt exists"
+        ),
+        staged(target),
+    ):
+        pytest.fail("started writing")
+    assert target.read_text() == "old"
+    check_free(tmp_path / "y.txt", overwrite=False)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_replacing(tmp_path, folder):
+    target = tmp_path / "x"
+    for content in ("old", "new"):
+        with staged(target, overwrite=True) as new:
+            if folder:
+                new.mkdir()
+            (new / "a" if folder else new).write_text(content)
+    assert (target / "a" if folder else target).read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_failure_leaves_what_was_there(tmp_path, folder):
+    target = tmp_path / "x"
+    if folder:
+        target.mkdir()
+    (target / "a" if folder else target).write_text("old")
+
+    def write_half():
+        with staged(target, overwrite=True) as new:
+            new.write_text("half")
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        write_half()
+    assert (target / "a" if folder else target).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_folder_comes_back_when_the_new_one_is_missing(tmp_path):
+    target = tmp_path / "x"
+    target.mkdir()
+    (target / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), staged(target, overwrite=True):
+        pass  # nothing was written
+    assert (target / "a").read_text() == "old"
+
+
+def test_missing_extra_is_named():
+    require("json", extra="train", purpose="This")
+    with pytest.raises(
+        ModuleNotFoundError, match=r"This needs .* nowhere; .*resnext\[train\]"
+    ):
+        require("nowhere", extra="train", purpose="This")

@@ -1,0 +1,53 @@
+"""Recipes: arithmetic, overrides, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from keras_resnext.training.recipe import Recipe
+
+
+def test_learning_rate_is_scaled_by_the_batch():
+    assert Recipe(base_lr=0.1, batch_size=256).peak_lr == pytest.approx(0.1)
+    assert Recipe(base_lr=0.1, batch_size=64).peak_lr == pytest.approx(0.025)
+
+
+def test_overrides_take_the_type_of_the_field():
+    changed = Recipe().override(
+        ["epochs=30", "base_lr=1", "flip=true", "model=resnext50"]
+    )
+    assert changed == dataclasses.replace(
+        Recipe(), epochs=30, base_lr=1.0, flip=True, model="resnext50"
+    )
+    assert type(changed.base_lr) is float
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epoch=3", "with a field of dataset, model.*got 'epoch=3'"),
+        ("epochs", "field=value.*got 'epochs'"),
+        ("epochs=many", "`epochs` must be of type int; got 'many'"),
+        ("epochs=1.5", "`epochs` must be of type int; got '1.5'"),
+        ("flip=yes", "`flip` must be true or false; got 'yes'"),
+        ("epochs=0", "`epochs` must be above 0; got 0"),
+        ("batch_size=-4", "`batch_size` must be above 0; got -4"),
+        ("momentum=1", r"`momentum` must be in \[0, 1\); got 1.0"),
+        ("label_smoothing=nan", "`label_smoothing` must be in"),
+        ("base_lr=nan", "`base_lr` must be above 0"),
+        ("weight_decay=-1", "`weight_decay` must be 0 or above"),
+        ("warmup_epochs=10", "`warmup_epochs` must be .* less than `epochs`"),
+    ],
+)
+def test_bad_fields_are_named(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().override([assignment])
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(
+        ValueError, match="`epochs` must be of type int; got 3.0"
+    ):
+        Recipe(epochs=3.0)
+    with pytest.raises(ValueError, match="`flip` must be of type bool; got 1"):
+        Recipe(flip=1)

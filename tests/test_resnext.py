@@ -1,0 +1,268 @@
+"""The builders: counts, manners, and names that must never change silently."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnext
+from keras_resnext.resnext import build
+from tests.regenerate_golden import GOLDEN
+from tests.regenerate_golden import VARIANTS
+from tests.regenerate_golden import describe
+
+SMALL = {"stem": "cifar", "weights": None, "input_shape": (16, 16, 3)}
+
+
+def trainable(model):
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("resnext50", {}, 25_028_904),
+        ("resnext50", {"include_top": False}, 22_979_904),
+        ("resnext101", {}, 44_177_704),
+        ("resnext50_1x64d", {}, 25_557_032),
+        ("resnext50_2x40d", {}, 25_425_000),
+        ("resnext50_4x24d", {}, 25_292_968),
+        ("resnext50_8x14d", {}, 25_603_016),
+        ("resnext101_64x4d", {}, 83_455_272),
+        ("resnext29_1x64d", {"classes": 10}, 4_914_250),
+        ("resnext29_8x64d", {"classes": 10}, 34_426_698),
+        ("resnext29_16x64d", {"classes": 100}, 68_247_460),
+    ],
+)
+def test_trainable_parameters(name, arguments, expected):
+    assert trainable(build(name, **arguments)) == expected
+
+
+def test_a_models_weights_without_its_statistics_are_as_many():
+    model = build("resnext50")
+    assert model.count_params() == 25_097_128
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_layers_are_as_frozen(name):
+    """`.weights.h5` files address layers by class and order.
+
+    If this fails and the change is intended, old weight files no longer
+    load: say so in CHANGELOG.md and run `make golden`.
+    """
+    frozen = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert describe(VARIANTS[name]()) == frozen
+
+
+@pytest.mark.parametrize(
+    "builder", [keras_resnext.ResNeXt50, keras_resnext.ResNeXt101]
+)
+def test_first_arguments_are_those_of_keras_applications(builder):
+    theirs = inspect.signature(keras.applications.ResNet50).parameters.values()
+    ours = list(inspect.signature(builder).parameters.values())
+    positional = [p for p in ours if p.kind is not p.KEYWORD_ONLY]
+    for mine, yours in zip(positional, theirs, strict=True):
+        assert mine.name == yours.name
+        if mine.name != "name":
+            assert mine.default == yours.default
+
+
+def test_top_and_pooling():
+    def shape(**arguments):
+        return keras_resnext.ResNeXt((1, 1), 2, 4, **arguments).output_shape
+
+    assert shape(classes=7) == (None, 7)
+    assert shape(include_top=False) == (None, None, None, 512)
+    small = {"include_top": False, "input_shape": (64, 96, 3)}
+    assert shape(**small) == (None, 8, 12, 512)
+    assert shape(**small, pooling="avg") == (None, 512)
+    assert shape(**small, pooling="max") == (None, 512)
+
+
+def test_default_inputs():
+    assert build("resnext50_1x4d").input_shape == (None, 224, 224, 3)
+    assert build("resnext11_1x4d").input_shape == (None, 32, 32, 3)
+    model = build("resnext50_1x4d", include_top=False)
+    assert model.input_shape == (None, None, None, 3)
+
+
+def test_classifier_activation_is_the_only_difference_of_logits(small_model):
+    arguments = {"stem": "cifar", "classes": 10, "input_shape": (16, 16, 3)}
+    logits = keras_resnext.ResNeXt(
+        (1, 1, 1), 4, 4, classifier_activation=None, **arguments
+    )
+    logits.set_weights(small_model.get_weights())
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    np.testing.assert_allclose(
+        keras.ops.softmax(logits(images)), small_model(images), atol=1e-6
+    )
+
+
+def test_any_size_gives_the_average_over_its_own_feature_map():
+    keras.utils.set_random_seed(0)
+    model = keras_resnext.ResNeXt(
+        (1, 1), 2, 4, include_top=False, pooling="avg"
+    )
+    features = keras.Model(
+        model.input, model.get_layer("conv3_block1_out").output
+    )
+    images = np.random.default_rng(0).normal(size=(2, 40, 56, 3))
+    np.testing.assert_allclose(
+        model(images),
+        keras.ops.mean(features(images), axis=(1, 2)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_builds_on_a_tensor():
+    image = keras.Input((64, 64, 3), name="photo")
+    scaled = keras.layers.Rescaling(1 / 255)(image)
+    model = keras_resnext.ResNeXt((1, 1), 2, 4, input_tensor=scaled)
+    assert [t.name for t in model.inputs] == ["photo"]
+    alone = keras_resnext.ResNeXt((1, 1), 2, 4, input_shape=(64, 64, 3))
+    alone.set_weights(model.get_weights())
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3))
+    np.testing.assert_allclose(model(pixels), alone(pixels / 255), atol=1e-6)
+
+
+def test_channels_first_is_the_same_network(small_model):
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        model = keras_resnext.ResNeXt(
+            (1, 1, 1),
+            4,
+            4,
+            stem="cifar",
+            classes=10,
+            input_shape=(3, 16, 16),
+            classifier_activation="softmax",
+        )
+    finally:
+        keras.config.set_image_data_format(before)
+    model.set_weights(small_model.get_weights())
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    np.testing.assert_allclose(
+        model(images.transpose(0, 3, 1, 2)), small_model(images), atol=1e-5
+    )
+
+
+def test_weights_file_round_trip(tmp_path, small_model):
+    path = tmp_path / "small.weights.h5"
+    small_model.save_weights(path)
+    arguments = {**SMALL, "classes": 10, "weights": path}
+    again = keras_resnext.ResNeXt((1, 1, 1), 4, 4, **arguments)
+    for got, want in zip(
+        again.get_weights(), small_model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
+    """In either order of imports, though the package imports nothing heavy."""
+    path = tmp_path / "small.keras"
+    small_model.save(path)
+    for imports in ("keras, keras_resnext", "keras_resnext, keras"):
+        code = f"import {imports}; keras.saving.load_model({str(path)!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_backends_without_tensorflow(tmp_path, small_model):
+    """The same outputs on JAX, in a process that cannot import TensorFlow."""
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    np.save(tmp_path / "images.npy", images.astype("float32"))
+    small_model.save_weights(tmp_path / "small.weights.h5")
+    code = """
+import sys
+sys.modules["tensorflow"] = None
+import numpy as np
+import keras
+import keras_resnext
+assert keras.backend.backend() == "jax"
+model = keras_resnext.ResNeXt(
+    (1, 1, 1), 4, 4, stem="cifar", classes=10, input_shape=(16, 16, 3),
+    weights="small.weights.h5",
+)
+images = np.load("images.npy")
+np.save("outputs.npy", model(images))
+inputs = keras.ops.convert_to_tensor(images)
+grouped = keras_resnext.layers.GroupedConv2D(6, 3, groups=3)
+grouped.build(inputs.shape)
+import jax
+gradient = jax.grad(lambda x: (grouped(x) ** 2).sum())(inputs)
+assert np.abs(gradient).sum() > 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        cwd=tmp_path,
+        check=True,
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "outputs.npy"),
+        small_model(images),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "fancy"}, "`form` must be one of 'grouped', 'branches'"),
+        ({"stem": "vgg"}, "`stem` must be one of 'imagenet', 'cifar'"),
+        ({"pooling": "mean"}, "`pooling` must be one of None, 'avg', 'max'"),
+        ({"classes": 0}, "`classes` must be a positive integer; got 0"),
+        ({"classes": 2.5}, "`classes` must be a positive integer; got 2.5"),
+        ({"classes": True}, "`classes` must be a positive integer; got True"),
+        ({"cardinality": -1}, "`cardinality` must be a positive integer"),
+        ({"base_width": "4"}, "`base_width` must be a positive integer"),
+        ({"depths": ()}, "`depths` must hold the number of blocks"),
+        ({"depths": 50}, "`depths` must hold the number of blocks"),
+        ({"input_shape": (16, 16)}, "`input_shape` must be .*height, width"),
+        ({"input_shape": (3, 16, 3)}, "at least 4 .*got .3, 16, 3."),
+        ({"input_shape": (16, 16, 0)}, "channels at least 1"),
+        ({"input_shape": 16}, "`input_shape` must be"),
+        ({"input_tensor": np.ones((1, 16, 16, 3))}, "Keras tensor"),
+        ({"weights": "imagenet"}, "`weights` must be None or .*'imagenet'"),
+        ({"weights": "no.weights.h5"}, "existing .weights.h5 file"),
+    ],
+)
+def test_bad_arguments_are_refused_before_building(
+    changes, message, monkeypatch
+):
+    def no_layers(*_, **__):
+        raise AssertionError("a layer was built")
+
+    monkeypatch.setattr("keras_resnext.blocks.convolution", no_layers)
+    arguments = {"depths": (1, 1, 1), "cardinality": 4, "base_width": 4}
+    with pytest.raises(ValueError, match=message):
+        keras_resnext.ResNeXt(**{**arguments, **SMALL, **changes})
+
+
+def test_input_shape_must_agree_with_the_tensor():
+    tensor = keras.Input((64, 64, 3))
+    with pytest.raises(ValueError, match="`input_shape` must be left out"):
+        keras_resnext.ResNeXt(
+            (1, 1), 2, 4, input_tensor=tensor, input_shape=(32, 32, 3)
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnext", "resnext50_32", "resnext30_8x64d", "x"]
+)
+def test_unknown_models_are_refused(name):
+    with pytest.raises(ValueError, match="`model` must be one of resnext50"):
+        build(name)
+
+
+def test_every_named_model_is_frozen():
+    assert set(keras_resnext.list_models()) <= set(VARIANTS)
+    assert {path.stem for path in Path(GOLDEN).glob("*.json")} == set(VARIANTS)
