@@ -138,10 +138,13 @@ def read_image(path, size):
     (224, 224, 3)
     """
     from PIL import Image
+    from PIL import ImageOps
 
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            # Phones store how they were held beside the picture.
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright.convert("RGB"))
     except OSError as error:
         raise ValueError(
             f"`path` must be an image file; {path}: {error}."

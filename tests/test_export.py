@@ -15,6 +15,7 @@ import tensorflow as tf
 import keras_resnext
 from keras_resnext import export
 from keras_resnext.export import artifact
+from keras_resnext.export.tflite import check_operators
 from keras_resnext.export.tflite import operators
 from keras_resnext.layers import use_convolution_path
 from tests.conftest import randomize
@@ -210,13 +211,11 @@ def test_tflite_left_with_variables_is_refused(small_model, tmp_path):
     """The converter's other entry writes such a file without a word."""
     serve = artifact.serving_function(small_model, "imagenet", batch=1)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [serve.get_concrete_function()], None
+        [serve.get_concrete_function()], small_model
     )
     path = tmp_path / "m.tflite"
     path.write_bytes(converter.convert())
     with pytest.raises(export.ExportError, match="VAR_HANDLE"):
-        from keras_resnext.export.tflite import check_operators
-
         check_operators(path)
 
 

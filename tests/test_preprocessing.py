@@ -93,6 +93,16 @@ def test_files_are_read_as_rgb(tmp_path, mode):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_photos_are_turned_upright(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3))
+    picture = Image.fromarray(noise.astype("uint8"))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees to the right
+    picture.save(tmp_path / "x.png", exif=exif)
+    found = read_image(tmp_path / "x.png", 12)
+    np.testing.assert_allclose(found, np.rot90(noise, -1), atol=1e-3)
+
+
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "x.png").write_text("hello")
     for name in ("x.png", "none.png"):

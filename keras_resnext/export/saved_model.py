@@ -90,7 +90,8 @@ def write_saved_model(serve, model, path, labels=None):
         source = path.parent / "labels.txt"
         source.write_text("\n".join(labels) + "\n")
         module.labels = tf.saved_model.Asset(str(source))
-    tf.saved_model.save(module, str(path), signatures=serve)
+    with artifact.quiet("tensorflow"):
+        tf.saved_model.save(module, str(path), signatures=serve)
 
 
 def check_labels(labels, model):

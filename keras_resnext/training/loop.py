@@ -139,7 +139,7 @@ def train(
         optimizer = _make_optimizer(recipe, steps_per_epoch)
         # Made here: created inside the traced step they would belong to it.
         optimizer.build(model.trainable_variables)
-        epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
+    epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
     checkpoints = tf.train.CheckpointManager(
         tf.train.Checkpoint(
             model=model, optimizer=optimizer, epochs_done=epochs_done

@@ -1,4 +1,8 @@
-"""The pictures of a run: learning curves, and predictions on real images."""
+"""The pictures of a run: learning curves, and predictions on real images.
+
+They use matplotlib's figures without pyplot: drawing into files needs no
+screen, and must not change how a notebook shows its own figures.
+"""
 
 import numpy as np
 
@@ -14,14 +18,16 @@ def learning_curves(history, path):
 
     >>> learning_curves(Run("runs/digits").history, "curves.png")
     """
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     epochs = [entry["epoch"] for entry in history]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for ax, key, title in (
         (axes[0], "loss", "Cross-entropy (nats)"),
         (axes[1], "accuracy", "Accuracy"),
     ):
-        for prefix, name in (("", "training"), ("held_out_", "held out")):
+        for prefix, name in (("", "training, as minimised"), ("held_out_", "held out")):
             values = [entry[prefix + key] for entry in history]
             ax.plot(epochs, values, marker="o", markersize=3, label=name)
         ax.set(xlabel="Epoch", title=title)
@@ -29,7 +35,6 @@ def learning_curves(history, path):
         ax.grid(alpha=0.3)
         ax.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def prediction_grid(images, labels, predictions, names, path, *, title):
@@ -48,16 +53,14 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
     >>> prediction_grid(images, labels, predictions, run.labels, "grid.png",
     ...                 title="Held-out digits")
     """
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     columns = min(10, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.2 * columns, 1.4 * rows + 0.5),
-        layout="constrained",
-        squeeze=False,
+    figure = Figure(
+        figsize=(1.2 * columns, 1.4 * rows + 0.5), layout="constrained"
     )
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, label, predicted in zip(
@@ -79,14 +82,3 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
                 spine.set(color="red", linewidth=2)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _pyplot():
-    # Drawing into files needs no screen and must not look for one.
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    return plt

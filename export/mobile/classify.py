@@ -1,0 +1,164 @@
+"""Classify image files with an exported .tflite file.
+
+It needs ai-edge-litert, numpy and Pillow, and nothing else:
+
+    python classify.py photo.jpg --model model.tflite
+"""
+
+import argparse
+import os
+import sys
+import zipfile
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+
+
+def main():
+    """Print the most probable classes of each image; an error is one line."""
+    arguments = parse_arguments()
+    try:
+        if arguments.top < 1:
+            raise ValueError(f"`--top` must be 1 or more; got {arguments.top}.")
+        classify, size = open_model(arguments.model)
+        labels = read_labels(arguments.model)
+        pictures = [read_image(path, size) for path in arguments.images]
+        for path, pixels in zip(arguments.images, pictures, strict=True):
+            print(path)
+            print(table(classify(pixels), labels, arguments.top))
+    except ValueError as error:
+        sys.exit(f"Error: {' '.join(str(error).split())}")
+
+
+def parse_arguments():
+    """The command line: `images`, `model` and `top`, a number of classes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("images", nargs="+", help="image files, such as JPEG")
+    parser.add_argument("--model", required=True, help="a .tflite file")
+    parser.add_argument("--top", type=int, default=5, help="classes to print")
+    return parser.parse_args()
+
+
+def open_model(path):
+    """Open a .tflite file that `keras-resnext export` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A function from pixels, float32 `(height, width, 3)` of RGB in
+        [0, 255], to probabilities, float32 `(classes,)`, and the `(height,
+        width)` that it expects, in pixels.
+
+    Raises:
+        ValueError: if there is no such file or it is none of that kind.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"`--model` must be a .tflite file; got {path}, which is no file."
+        )
+    try:
+        interpreter = Interpreter(path, num_threads=os.cpu_count())
+        serve = interpreter.get_signature_runner("serving_default")
+        shape = tuple(serve.get_input_details()["image"]["shape"].tolist())
+        serve.get_output_details()["probabilities"]
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            "`--model` must be a .tflite file with a signature from `image` "
+            f"to `probabilities`; got {path}: {error}"
+        ) from error
+
+    def classify(pixels):
+        return serve(image=pixels[None])["probabilities"][0]
+
+    return classify, shape[1:3]
+
+
+def read_labels(path):
+    """The class names inside a .tflite file, which is a zip archive too.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A list of names in the order of the outputs; `None` if it has none.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if "labels.txt" not in archive.namelist():
+            return None
+        return archive.read("labels.txt").decode().splitlines()
+
+
+def read_image(path, size):
+    """Read an image file as the pixels that the network looks at.
+
+    Args:
+        path: A file that Pillow reads, such as JPEG or PNG.
+        size: `(height, width)` of the result, in pixels.
+
+    Returns:
+        float32 array `(height, width, 3)` of RGB in [0, 255].
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"`images` must be image files; got {path}: {error}"
+        ) from error
+    return crop_and_resize(image, size)
+
+
+def crop_and_resize(image, size):
+    """The largest centred part of the right proportions, resized.
+
+    Bilinear, over as many pixels as fall into one when an image shrinks. With
+    a square `size`, as every network of the package has by default, the part
+    is a square.
+
+    Args:
+        image: A `PIL.Image.Image` in mode RGB.
+        size: `(height, width)` of the result, in pixels.
+
+    Returns:
+        float32 array `(height, width, 3)` of whole numbers in [0, 255].
+    """
+    height, width = size
+    crop_width = min(image.width, image.height * width // height)
+    crop_height = min(image.height, image.width * height // width)
+    left = (image.width - crop_width) // 2
+    top = (image.height - crop_height) // 2
+    # Not `resize(box=...)`: that lets pixels from outside of the box in.
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, "float32")
+
+
+def table(probabilities, labels, top):
+    """The most probable classes, one a line, in aligned columns.
+
+    Args:
+        probabilities: Array `(classes,)`.
+        labels: Names of the classes, or `None` for their indices.
+        top: How many to name.
+
+    Returns:
+        Text, best class first.
+    """
+    best = np.argsort(-probabilities)[:top]
+    names = [labels[i] if labels else str(i) for i in best]
+    width = max(map(len, names))
+    return "\n".join(
+        f"  {name:{width}}  {probabilities[i]:.4f}"
+        for name, i in zip(names, best, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The command line, end to end on real digits, and its one-line errors."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from keras_resnext import cli
+from keras_resnext.training import Recipe
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Run the command in this process: exit status, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["keras-resnext", *map(str, arguments)]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            sys.exit(cli.main())
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """The default recipe, shortened, through the real command."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "keras_resnext", "train"),
+            *("--dataset", "digits", "--model", "resnext11_4x4d"),
+            *("--workdir", str(workdir), "epochs=5", "warmup_epochs=1"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 epochs done, held-out accuracy" in done.stdout
+    assert "Traceback" not in done.stderr
+    return workdir
+
+
+def test_help_loads_nothing_heavy():
+    code = """
+import sys
+from keras_resnext import cli
+sys.argv = ["keras-resnext", "--help"]
+try:
+    cli.main()
+finally:
+    heavy = {"tensorflow", "keras", "numpy", "jax", "torch"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "evaluate", "predict", "export", "summary"):
+        assert command in done.stdout
+
+
+def test_list_and_summary(run_cli):
+    status, output, _ = run_cli("list")
+    assert status == 0
+    assert output.split()[:2] == ["resnext50", "resnext101"]
+    status, output, _ = run_cli("summary", "resnext11_2x4d")
+    assert status == 0
+    assert "conv2_block1_2_conv" in output
+
+
+def test_training_command_keeps_its_recipe(digits_run):
+    found = json.loads((digits_run / "recipe.json").read_text())
+    changed = {"model": "resnext11_4x4d", "epochs": 5, "warmup_epochs": 1.0}
+    assert found == {**vars(Recipe()), **changed}
+
+
+def test_evaluate_counts_and_draws(digits_run, run_cli):
+    status, output, _ = run_cli("evaluate", digits_run)
+    assert status == 0
+    assert "digits, split test: all 360 images seen" in output
+    right, accuracy = re.search(
+        r"(\d+) right. Accuracy ([\d.]+)", output
+    ).groups()
+    assert float(accuracy) == pytest.approx(int(right) / 360, abs=1e-4)
+    assert float(accuracy) > 0.9
+    with Image.open(digits_run / "predictions.png") as picture:
+        assert min(picture.size) > 400
+    status, output, _ = run_cli("evaluate", digits_run, "--split", "train")
+    assert "all 1437 images seen" in output
+
+
+def test_predict_names_the_digits(digits_run, run_cli, tmp_path):
+    """Held-out scans as files: as many right as `evaluate` found."""
+    test = tfds.load("digits", split="test[:20]", as_supervised=True)
+    files, labels = [], []
+    for i, (image, label) in enumerate(test.as_numpy_iterator()):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[..., 0]).save(files[-1])
+        labels.append(int(label))
+    status, output, _ = run_cli(
+        "predict", *files, "--model", digits_run, "--top", 1
+    )
+    assert status == 0
+    found = re.findall(r"│ (\d) +│ ([\d.]+) +│", output)
+    assert len(found) == 20
+    right = np.mean(
+        [int(d) == y for (d, _), y in zip(found, labels, strict=True)]
+    )
+    assert right > 0.8
+    assert all(0.1 < float(p) <= 1 for _, p in found)
+
+
+def test_export_compares_on_the_held_out_images(digits_run, run_cli, tmp_path):
+    status, output, _ = run_cli("export", digits_run, "--output", tmp_path)
+    assert status == 0
+    assert "360 images" in output
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "saved_model",
+        "model.tflite",
+        "model.onnx",
+    }
+    rows = {
+        cells[0]: cells[1:]
+        for line in output.splitlines()
+        if line.startswith("│")
+        for cells in [[cell.strip() for cell in line.strip("│").split("│")]]
+    }
+    for name in ("savedmodel", "tflite", "onnx"):
+        size, difference, agreement, accuracy, latency = rows[name]
+        assert float(difference) < 1e-4
+        assert agreement == "100.00%"
+        assert accuracy == rows["keras"][3]
+        assert float(size) > 0
+        assert float(latency) > 0
+    with zipfile.ZipFile(tmp_path / "model.tflite") as archive:
+        labels = archive.read("labels.txt").decode().split()
+    assert labels == list("0123456789")
+
+    status, _, error = run_cli("export", digits_run, "--output", tmp_path)
+    assert status == 1
+    assert "saved_model exists" in error
+
+
+def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
+    model = digits_run / "model.keras"
+    status, output, _ = run_cli(
+        "export", model, "--format", "onnx", "--output", tmp_path
+    )
+    assert status == 0
+    assert "8 images" in output
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("summary resnet50x", "`model` must be one of resnext50"),
+        ("summary resnext50 --form c", "`form` must be one of 'grouped'"),
+        ("train --workdir {new} --model x", "`model` must be one of"),
+        ("train --workdir {new} --dataset x", "`dataset` must be"),
+        ("train --workdir {new} form=x", "`form` must be one of"),
+        ("train --workdir {new} image_size=2", "`input_shape` must be"),
+        ("train --workdir {new} epoch=2", "A recipe field must be set as"),
+        ("train --workdir {new} --strategy x", "`strategy` must be one of"),
+        ("train --workdir {run}", "expected model 'resnext11_8x4d' (found 'r"),
+        ("evaluate {new}", "`model` must be the folder of a training run"),
+        ("evaluate {run} --dataset x", "`dataset` must be"),
+        ("evaluate {run} --split dev", "`split` must be one of"),
+        ("evaluate {run}/model.keras", "`dataset` must be given"),
+        ("predict setup.cfg --model {run}", "`path` must be an image file"),
+        ("predict no.png --model {run}", "`path` must be an image file"),
+        ("predict no.png --model no", "`model` must be the folder"),
+        ("export {run} --format tfx", "`format` must be some of savedmodel"),
+        ("export {new}", "`model` must be the folder of a training run"),
+    ],
+)
+def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
+    new = tmp_path / "new"
+    before = {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")}
+    filled = arguments.format(new=new, run=digits_run).split()
+    status, output, error = run_cli(*filled)
+    assert status == 1
+    assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert message in error
+    assert "Recipe" in output or not output
+    assert not new.exists()
+    assert {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")} == before
+
+
+def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    missing = {"ai_edge_litert", "onnxruntime", "matplotlib"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name in missing else find(name, *rest),
+    )
+    for arguments, extra in (
+        (
+            f"export {digits_run} --format tflite --output {tmp_path}/a",
+            "export",
+        ),
+        (f"export {digits_run} --format onnx --output {tmp_path}/a", "export"),
+        (f"train --workdir {tmp_path}/a", "train"),
+    ):
+        status, _, error = run_cli(*arguments.split())
+        assert status == 1
+        assert f"pip install 'keras_resnext[{extra}]'" in error
+        assert not (tmp_path / "a").exists()

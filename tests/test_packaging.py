@@ -1,0 +1,80 @@
+"""What users install, and what `make` installs."""
+
+import configparser
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import keras_resnext
+
+ROOT = Path(__file__).parent.parent
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_everything_installed_is_in_the_lock():
+    """A package that the lock misses would be a different one tomorrow."""
+    lock = dict(
+        re.findall(r"^([\w.-]+)==([^\s;]+)", read("requirements.lock"), re.M)
+    )
+    several = re.findall(r"^([\w.-]+)==", read("requirements.lock"), re.M)
+    for found in importlib.metadata.distributions():
+        name = normal(found.name)
+        # pip and setuptools come with .venv; torch is not ours.
+        if name in ("keras-resnext", "pip", "setuptools"):
+            continue
+        assert name in lock, f"{name} is installed and not in the lock"
+        if several.count(name) == 1:
+            assert found.version == lock[name], name
+
+
+def test_ranges_and_lock_agree():
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    wanted = [config["options"]["install_requires"]]
+    wanted += config["options.extras_require"].values()
+    names = re.findall(r"^([\w.-]+)(?=[<>=])", "\n".join(wanted), re.M)
+    locked = re.findall(r"^([\w.-]+)==", read("requirements.lock"), re.M)
+    assert {normal(name) for name in names} <= set(locked)
+
+
+def test_public_names_exist_and_are_documented():
+    assert importlib.util.find_spec("keras_resnext").origin
+    for name in keras_resnext.__all__:
+        value = getattr(keras_resnext, name)
+        if name != "__version__":
+            assert inspect.getdoc(value), name
+    assert dir(keras_resnext) == sorted(keras_resnext.__all__)
+
+
+def test_builders_and_exporters_document_every_argument():
+    from keras_resnext import export
+    from keras_resnext import training
+
+    for function in (
+        keras_resnext.ResNeXt,
+        keras_resnext.ResNeXt50,
+        training.train,
+        training.evaluate,
+        training.Recipe,
+        export.to_saved_model,
+        export.to_tflite,
+        export.to_onnx,
+    ):
+        text = inspect.getdoc(function)
+        for name in inspect.signature(function).parameters:
+            assert re.search(rf"^    {name}: ", text, re.M), (function, name)
+
+
+def test_version_is_the_installed_one():
+    installed = importlib.metadata.version("keras_resnext")
+    assert keras_resnext.__version__ == installed
+    assert f"## {installed}" in read("CHANGELOG.md")
+
+
+def read(name):
+    return (ROOT / name).read_text()
