@@ -145,7 +145,7 @@ def read_image(path, size):
             # Phones store how they were held beside the picture.
             upright = ImageOps.exif_transpose(image)
             pixels = np.asarray(upright.convert("RGB"))
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`path` must be an image file; {path}: {error}."
         ) from error

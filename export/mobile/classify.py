@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
+from PIL import ImageOps
 
 
 def main():
@@ -107,7 +108,8 @@ def read_image(path, size):
     """
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
+            # Phones store how they were held beside the picture.
+            image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`images` must be image files; got {path}: {error}"

@@ -27,7 +27,10 @@ def learning_curves(history, path):
         (axes[0], "loss", "Cross-entropy (nats)"),
         (axes[1], "accuracy", "Accuracy"),
     ):
-        for prefix, name in (("", "training, as minimised"), ("held_out_", "held out")):
+        for prefix, name in (
+            ("", "training, as minimised"),
+            ("held_out_", "held out"),
+        ):
             values = [entry[prefix + key] for entry in history]
             ax.plot(epochs, values, marker="o", markersize=3, label=name)
         ax.set(xlabel="Epoch", title=title)
