@@ -23,6 +23,8 @@ from rich.table import Table
 
 app = typer.Typer(
     help="ResNeXt for Keras 3: build, train, evaluate, predict and export.",
+    epilog="Errors are one line; with KERAS_RESNEXT_TRACEBACK=1 in the "
+    "environment they come with a traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -210,12 +212,14 @@ def predict(
 ):
     """Name the most probable classes of images."""
     _start_tensorflow()
+    from keras_resnext.preprocessing import image_size
     from keras_resnext.preprocessing import preprocess_input
     from keras_resnext.preprocessing import read_image
 
     network, run = _load(model)
     labels = run.labels if run else None
-    pixels = [read_image(path, network.input_shape[1]) for path in images]
+    size = image_size(network)
+    pixels = [read_image(path, size) for path in images]
     for path, image in zip(images, pixels, strict=True):
         scores = network.predict_on_batch(preprocess_input(image[None]))[0]
         table = Table("class", "probability", title=str(path))
@@ -333,11 +337,12 @@ def _comparison(network, artifacts, images, classes):
 def _held_out_pixels(network, dataset, data_dir):
     import numpy as np
 
+    from keras_resnext.preprocessing import image_size
     from keras_resnext.training.data import open_dataset
 
+    size = image_size(network)
     data = open_dataset(dataset, data_dir)
     data.prepare()
-    size = network.input_shape[1]
     pixels, classes = zip(
         *data.images(data.held_out_split, size).as_numpy_iterator(), strict=True
     )
@@ -349,6 +354,7 @@ def _draw_predictions(network, dataset, data_dir, result, picture):
     import numpy as np
 
     from keras_resnext.files import staged
+    from keras_resnext.preprocessing import image_size
     from keras_resnext.training.data import open_dataset
     from keras_resnext.training.plots import prediction_grid
 
@@ -357,7 +363,7 @@ def _draw_predictions(network, dataset, data_dir, result, picture):
     shown = np.argsort(~wrong, kind="stable")[:_GRID_IMAGES]
     wanted = {int(i): place for place, i in enumerate(shown)}
     pixels = [None] * len(shown)
-    images = data.images(result.split, network.input_shape[1])
+    images = data.images(result.split, image_size(network))
     for i, (image, _) in enumerate(images.as_numpy_iterator()):
         if i in wanted:
             pixels[wanted[i]] = image

@@ -3,7 +3,7 @@
 import importlib.util
 
 
-def require(module, *, extra, purpose):
+def require(module: str, *, extra: str, purpose: str) -> None:
     """Refuse to go on without an optional module, naming what installs it.
 
     Args:

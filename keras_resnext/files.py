@@ -1,12 +1,16 @@
 """Write beside, then rename: what stood there before is never half-lost."""
 
 import contextlib
+import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def staged(path, *, overwrite=False):
+def staged(
+    path: str | os.PathLike, *, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
     """A place to write a file or folder that appears only once it is whole.
 
     Inside the context, write to the path it yields. When the context ends
@@ -38,11 +42,11 @@ def staged(path, *, overwrite=False):
     ) as folder:
         new = pathlib.Path(folder) / path.name
         yield new
-        if not path.is_dir():
+        if not path.exists() or (path.is_file() and new.is_file()):
             new.replace(path)
             return
-        # Folders cannot be replaced in one step: move the old one aside, and
-        # back again should the new one not get there.
+        # Folders cannot be replaced in one step: move what is there aside,
+        # and back again should the new one not get there.
         old = path.rename(pathlib.Path(folder) / "old")
         try:
             new.rename(path)
@@ -51,7 +55,7 @@ def staged(path, *, overwrite=False):
             raise
 
 
-def check_free(path, *, overwrite):
+def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
     """Refuse to write over something, before long work.
 
     Args:

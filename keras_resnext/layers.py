@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator
 
 import keras
 
@@ -73,7 +74,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         return outputs
 
 
-def convolution_path(dtype="float32"):
+def convolution_path(dtype: str = "float32") -> str:
     """How grouped convolutions of this dtype run in this process.
 
     The answer is found once for each dtype, by differentiating a tiny grouped
@@ -98,7 +99,7 @@ def convolution_path(dtype="float32"):
 
 
 @contextlib.contextmanager
-def use_convolution_path(path):
+def use_convolution_path(path: str) -> Iterator[None]:
     """Force the path of every `GroupedConv2D` called inside the context.
 
     For tests, and for exporters: a graph traced under `"native"` holds one

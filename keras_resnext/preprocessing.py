@@ -3,6 +3,7 @@
 import functools
 import importlib.resources
 import json
+import os
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def preprocess_input(x, data_format=None):
+def preprocess_input(x, data_format: str | None = None):
     """Turn RGB pixels into what the networks expect.
 
     `(x / 255 - mean) / std`, with ImageNet's mean and standard deviation of
@@ -60,7 +61,9 @@ def preprocess_input(x, data_format=None):
     return (keras.ops.cast(x, "float32") - mean) / std
 
 
-def decode_predictions(preds, top=5):
+def decode_predictions(
+    preds: np.ndarray, top: int = 5
+) -> list[list[tuple[str, str, float]]]:
     """Name the most probable ImageNet classes.
 
     Args:
@@ -91,7 +94,7 @@ def decode_predictions(preds, top=5):
     ]
 
 
-def resize_and_crop(image, size):
+def resize_and_crop(image, size: int):
     """The largest centred square of an image, resized to `size` pixels.
 
     Bilinear with antialiasing: photographs lose detail without aliasing, and
@@ -119,7 +122,33 @@ def resize_and_crop(image, size):
     )
 
 
-def read_image(path, size):
+def image_size(model: keras.Model) -> int:
+    """Side of the square images that a model takes, in pixels.
+
+    Args:
+        model: A model from `(batch, size, size, 3)`.
+
+    Returns:
+        The size.
+
+    Raises:
+        ValueError: if the model takes something else.
+
+    Example:
+
+    >>> image_size(keras_resnext.ResNeXt50(weights=None))
+    224
+    """
+    shape = model.input_shape
+    if len(shape) != 4 or shape[3] != 3 or not shape[1] or shape[1] != shape[2]:
+        raise ValueError(
+            "`model` must take square RGB images of one size, (batch, size, "
+            f"size, 3); it takes {shape}."
+        )
+    return shape[1]
+
+
+def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
     """Read an image file as the square of pixels that a network looks at.
 
     Args:

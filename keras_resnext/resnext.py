@@ -1,6 +1,8 @@
 """The builders: any ResNeXt of the paper as a Keras functional model."""
 
+import os
 import re
+from collections.abc import Sequence
 
 import keras
 
@@ -15,21 +17,21 @@ _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def ResNeXt(
-    depths,
-    cardinality,
-    base_width,
+    depths: Sequence[int],
+    cardinality: int,
+    base_width: int,
     *,
-    stem="imagenet",
-    form="grouped",
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name=None,
-):
+    stem: str = "imagenet",
+    form: str = "grouped",
+    include_top: bool = True,
+    weights: str | os.PathLike | None = None,
+    input_tensor: keras.KerasTensor | None = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    name: str | None = None,
+) -> keras.Model:
     """Any ResNeXt: stages of bottlenecks, each a sum of `cardinality` paths.
 
     Stage i holds `depths[i]` blocks. Its paths are `base_width * 2**i`
@@ -139,19 +141,19 @@ def ResNeXt(
 
 
 def ResNeXt50(
-    include_top=True,
-    weights="imagenet",
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="resnext50",
+    include_top: bool = True,
+    weights: str | os.PathLike | None = "imagenet",
+    input_tensor: keras.KerasTensor | None = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    name: str = "resnext50",
     *,
-    form="grouped",
-    cardinality=32,
-    base_width=4,
-):
+    form: str = "grouped",
+    cardinality: int = 32,
+    base_width: int = 4,
+) -> keras.Model:
     """ResNeXt-50, 32x4d unless told otherwise: 25,028,904 trainable weights.
 
     The first eight arguments are those of `keras.applications.ResNet50`, in
@@ -193,19 +195,19 @@ def ResNeXt50(
 
 
 def ResNeXt101(
-    include_top=True,
-    weights="imagenet",
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name="resnext101",
+    include_top: bool = True,
+    weights: str | os.PathLike | None = "imagenet",
+    input_tensor: keras.KerasTensor | None = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    name: str = "resnext101",
     *,
-    form="grouped",
-    cardinality=32,
-    base_width=4,
-):
+    form: str = "grouped",
+    cardinality: int = 32,
+    base_width: int = 4,
+) -> keras.Model:
     """ResNeXt-101, 32x4d unless told otherwise: 44,177,704 trainable weights.
 
     Arguments, result, errors and use are those of `ResNeXt50`.
@@ -223,7 +225,7 @@ def ResNeXt101(
 _BUILDERS = {"resnext50": ResNeXt50, "resnext101": ResNeXt101}
 
 
-def list_models():
+def list_models() -> list[str]:
     """The names that `build` and the command line know without a pattern.
 
     Returns:
@@ -237,7 +239,7 @@ def list_models():
     return list(_BUILDERS)
 
 
-def build(model, **arguments):
+def build(model: str, **arguments) -> keras.Model:
     """Build a model from its name, as the command line and recipes do.
 
     A name is one of `list_models`, or the paper's notation

@@ -1,6 +1,11 @@
 """ONNX: for ONNX Runtime on servers, desktops and in browsers."""
 
 import json
+import os
+from collections.abc import Sequence
+
+import keras
+import numpy as np
 
 from keras_resnext.export import artifact
 from keras_resnext.export.saved_model import check_labels
@@ -9,16 +14,16 @@ from keras_resnext.layers import use_convolution_path
 
 
 def to_onnx(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike,
     *,
-    opset=17,
-    preprocessing="imagenet",
-    labels=None,
-    images=None,
-    tolerance=artifact.TOLERANCE,
-    overwrite=False,
-):
+    opset: int = 17,
+    preprocessing: str | keras.Layer | None = "imagenet",
+    labels: Sequence[str] | None = None,
+    images: np.ndarray | None = None,
+    tolerance: float = artifact.TOLERANCE,
+    overwrite: bool = False,
+) -> artifact.Artifact:
     """Export a model to an ONNX file, float32, with any batch.
 
     The file maps `image`, float32 `(batch, height, width, channels)`, to

@@ -1,20 +1,25 @@
 """TensorFlow SavedModel: for TensorFlow Serving, and for the converters."""
 
+import os
+from collections.abc import Sequence
+
+import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_resnext.export import artifact
 
 
 def to_saved_model(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike,
     *,
-    preprocessing="imagenet",
-    labels=None,
-    images=None,
-    tolerance=artifact.TOLERANCE,
-    overwrite=False,
-):
+    preprocessing: str | keras.Layer | None = "imagenet",
+    labels: Sequence[str] | None = None,
+    images: np.ndarray | None = None,
+    tolerance: float = artifact.TOLERANCE,
+    overwrite: bool = False,
+) -> artifact.Artifact:
     """Export a model to a SavedModel that loads with TensorFlow alone.
 
     It has one signature, `serving_default`, from `image`, float32 `(batch,

@@ -3,8 +3,10 @@
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,15 +18,15 @@ from keras_resnext.layers import use_convolution_path
 
 
 def to_tflite(
-    model,
-    path,
+    model: keras.Model,
+    path: str | os.PathLike,
     *,
-    preprocessing="imagenet",
-    labels=None,
-    images=None,
-    tolerance=artifact.TOLERANCE,
-    overwrite=False,
-):
+    preprocessing: str | keras.Layer | None = "imagenet",
+    labels: Sequence[str] | None = None,
+    images: np.ndarray | None = None,
+    tolerance: float = artifact.TOLERANCE,
+    overwrite: bool = False,
+) -> artifact.Artifact:
     """Export a model to a TFLite file, float32, batch 1, builtin operators.
 
     The file maps `image`, float32 `(1, height, width, channels)`, to
@@ -97,7 +99,7 @@ def to_tflite(
     )
 
 
-def operators(path):
+def operators(path: str | os.PathLike) -> list[str]:
     """Names of a TFLite file's operators, with repetition.
 
     Args:
@@ -130,7 +132,7 @@ def operators(path):
     ]
 
 
-def check_operators(path):
+def check_operators(path: str | os.PathLike) -> None:
     """Refuse a file that a plain TFLite runtime cannot run.
 
     Args:

@@ -1,6 +1,7 @@
 """Labelled images as batches: TensorFlow Datasets, or a folder by class."""
 
 import dataclasses
+import os
 import pathlib
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.preprocessing import resize_and_crop
 from keras_resnext.training import augment
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+from keras_resnext.training.recipe import Recipe
 
 # The split to watch and to judge by, whatever a data set calls it. ImageNet's
 # "test" carries no labels, so it comes last.
@@ -30,12 +32,12 @@ class ImageData:
     builder: tfds.core.DatasetBuilder
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """Names of the classes, in the order of their indices."""
         return list(self.builder.info.features["label"].names)
 
     @property
-    def held_out_split(self):
+    def held_out_split(self) -> str:
         """Name of the split that is not trained on."""
         for split in HELD_OUT_SPLITS:
             if split in self.builder.info.splits:
@@ -45,7 +47,7 @@ class ImageData:
             f"; {self.builder.name} has {_listed(self.builder.info.splits)}."
         )
 
-    def num_examples(self, split):
+    def num_examples(self, split: str) -> int:
         """Number of images in a split.
 
         Raises:
@@ -58,12 +60,16 @@ class ImageData:
             )
         return splits[split].num_examples
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Download and write what is not there yet; a folder is as it is."""
         if not isinstance(self.builder, tfds.ImageFolder):
-            self.builder.download_and_prepare()
+            try:
+                self.builder.download_and_prepare()
+            except AssertionError as error:
+                # How TFDS says that files must be fetched by hand first.
+                raise FileNotFoundError(str(error)) from error
 
-    def images(self, split, image_size):
+    def images(self, split: str, image_size: int) -> tf.data.Dataset:
         """All images of a split, in a fixed order.
 
         Args:
@@ -86,14 +92,17 @@ class ImageData:
         return images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def open_dataset(name, data_dir=None):
+def open_dataset(
+    name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+) -> ImageData:
     """Find a data set by name or folder; nothing is downloaded yet.
 
     Args:
         name: Name of a TFDS builder with an image and a label, such as
             `"digits"` (part of this package) or `"cifar10"`; or path of a
             folder `<split>/<class>/<image>.jpg` or `.png` with the splits
-            train and validation (or val, valid, test).
+            train and validation (or val, valid, test). A folder that exists
+            goes before a name.
         data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
             default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
@@ -138,7 +147,9 @@ def open_dataset(name, data_dir=None):
     return ImageData(builder)
 
 
-def training_batches(data, recipe, epoch):
+def training_batches(
+    data: ImageData, recipe: Recipe, epoch: int
+) -> tf.data.Dataset:
     """One epoch of shuffled, augmented batches for the network.
 
     The order and every random change follow from `recipe.seed` and `epoch`
@@ -177,7 +188,9 @@ def training_batches(data, recipe, epoch):
     )
 
 
-def evaluation_batches(data, split, image_size, batch_size):
+def evaluation_batches(
+    data: ImageData, split: str, image_size: int, batch_size: int
+) -> tf.data.Dataset:
     """Every image of a split once, in order, for the network.
 
     Args:

@@ -1,7 +1,9 @@
 """The outer loop: epochs, checkpoints, history. It knows no architecture."""
 
 import dataclasses
+import os
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,11 +11,13 @@ import tensorflow as tf
 
 from keras_resnext.extras import require
 from keras_resnext.files import staged
+from keras_resnext.preprocessing import image_size
 from keras_resnext.resnext import build
 from keras_resnext.training import plots
 from keras_resnext.training.data import evaluation_batches
 from keras_resnext.training.data import open_dataset
 from keras_resnext.training.data import training_batches
+from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.step import make_evaluation_step
 from keras_resnext.training.step import make_train_step
 from keras_resnext.training.strategy import make_strategy
@@ -69,14 +73,14 @@ class Evaluation:
 
 
 def train(
-    recipe,
-    workdir,
+    recipe: Recipe,
+    workdir: str | os.PathLike,
     *,
-    strategy="auto",
-    data_dir=None,
-    on_step=None,
-    on_epoch=None,
-):
+    strategy: str = "auto",
+    data_dir: str | os.PathLike | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> Run:
     """Train what a recipe says, or go on where it stopped.
 
     After each epoch the model, the optimizer and the epoch are saved; started
@@ -214,7 +218,14 @@ def train(
     return run
 
 
-def evaluate(model, dataset, *, split=None, batch_size=64, data_dir=None):
+def evaluate(
+    model: keras.Model,
+    dataset: str | os.PathLike,
+    *,
+    split: str | None = None,
+    batch_size: int = 64,
+    data_dir: str | os.PathLike | None = None,
+) -> Evaluation:
     """Classify every image of a split once.
 
     Args:
@@ -240,7 +251,7 @@ def evaluate(model, dataset, *, split=None, batch_size=64, data_dir=None):
     360
     """
     data = open_dataset(dataset, data_dir)
-    classes, size = model.output_shape[-1], model.input_shape[1]
+    classes, size = model.output_shape[-1], image_size(model)
     if classes != len(data.labels):
         raise ValueError(
             f"`dataset` must have the model's {classes} classes; {dataset} "

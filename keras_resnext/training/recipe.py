@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,11 @@ class Recipe:
             )
 
     @property
-    def peak_lr(self):
+    def peak_lr(self) -> float:
         """Learning rate after the warm-up."""
         return self.base_lr * self.batch_size / 256
 
-    def override(self, assignments):
+    def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with fields set from strings, as the command line has them.
 
         Args:

@@ -5,7 +5,7 @@ import tensorflow as tf
 STRATEGIES = ("auto", "one", "mirrored")
 
 
-def make_strategy(name="auto"):
+def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
     """A `tf.distribute` strategy by name.
 
     Args:

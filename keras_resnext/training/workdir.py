@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import keras
@@ -32,7 +33,7 @@ class Run:
     (['0', '1'], 10)
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.model_file = self.path / "model.keras"
@@ -42,24 +43,24 @@ class Run:
         self._history_file = self.path / "history.jsonl"
 
     @property
-    def recipe(self):
+    def recipe(self) -> Recipe:
         """The run's `Recipe`."""
         return Recipe(**json.loads(self._read(self._recipe_file)))
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """Class names, in the order of the model's outputs."""
         return self._read(self._labels_file).splitlines()
 
     @property
-    def history(self):
+    def history(self) -> list[dict]:
         """What each finished epoch measured: a list of dicts."""
         if not self._history_file.exists():
             return []
         lines = self._history_file.read_text().splitlines()
         return [json.loads(line) for line in lines]
 
-    def load_model(self):
+    def load_model(self) -> keras.Model:
         """The trained `keras.Model`.
 
         Raises:
@@ -74,7 +75,7 @@ class Run:
             )
         return keras.saving.load_model(self.model_file)
 
-    def check(self, recipe):
+    def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds another run.
 
         Args:
@@ -106,14 +107,14 @@ class Run:
                 f"another one: expected {', '.join(different)}."
             )
 
-    def start(self, recipe, labels):
+    def start(self, recipe: Recipe, labels: list[str]) -> None:
         """Write down what this run is."""
         with staged(self._recipe_file, overwrite=True) as new:
             new.write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
         with staged(self._labels_file, overwrite=True) as new:
             new.write_text("\n".join(labels) + "\n")
 
-    def write_history(self, history):
+    def write_history(self, history: list[dict]) -> None:
         """Write the history anew, without epochs that were not kept."""
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))

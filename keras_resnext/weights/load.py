@@ -1,9 +1,10 @@
 """Load weights into a built model."""
 
+import os
 import pathlib
 
 
-def load_weights(model, source):
+def load_weights(model, source: str | os.PathLike) -> None:
     """Load weights saved with `model.save_weights` into a model.
 
     Layers are matched by class and order, not by name, as Keras does.
@@ -23,7 +24,7 @@ def load_weights(model, source):
     model.load_weights(source)
 
 
-def check_source(source):
+def check_source(source: str | os.PathLike) -> None:
     """Refuse a source that `load_weights` cannot read.
 
     Args:
