@@ -11,10 +11,10 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint golden lock clean
+.PHONY: help demo test test-slow lint golden lock clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 	$(BIN)/keras-resnext train --dataset digits --workdir runs/demo
@@ -23,6 +23,9 @@ demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 
 test: lint  ## Lint, check the import contract, run the tests
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.installed  ## Only the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .

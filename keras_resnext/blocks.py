@@ -1,11 +1,12 @@
-"""The bottleneck, and the spellings of its aggregated transform.
+"""The bottleneck, and the three spellings of its aggregated transform.
 
     y = x + T_1(x) + ... + T_C(x)           (paper, equation 2)
 
-Each T is 1x1 - 3x3 - 1x1 with its own weights. `branches` spells the sum out
-and `grouped` folds the C paths into one grouped convolution; the paper shows
-in section 3.3 that they are the same function. The two stand side by side
-with the same skeleton, so that their difference is the explanation.
+Each T is 1x1 - 3x3 - 1x1 with its own weights. `branches` spells the sum out,
+`concatenated` lets the paths meet before the last 1x1, and `grouped` folds
+them into one grouped convolution; section 3.3 of the paper shows that they
+are the same function. They stand side by side with the same skeleton, so that
+their difference is the explanation.
 """
 
 import keras
@@ -18,7 +19,19 @@ BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 
 
-def bottleneck(x, transform, *, cardinality, width, filters, stride, name):
+def bottleneck(
+    x,
+    transform,
+    *,
+    cardinality,
+    width,
+    filters,
+    stride,
+    name,
+    dilation=1,
+    residual=True,
+    drop_path_rate=0.0,
+):
     """One residual block: `relu(shortcut(x) + transform(x))`.
 
     The shortcut is the input itself where shapes agree and a strided 1x1
@@ -33,6 +46,11 @@ def bottleneck(x, transform, *, cardinality, width, filters, stride, name):
         filters: Channels of the output.
         stride: Stride of the 3x3 convolution and of the projection.
         name: Prefix of the layer names, such as `"conv2_block1"`.
+        dilation: Of the 3x3 convolution, in pixels; above 1 the stride must
+            be 1. Defaults to 1.
+        residual: Whether there is a shortcut. Defaults to `True`.
+        drop_path_rate: Probability that training leaves an image's transform
+            out (stochastic depth, arXiv 1603.09382). Defaults to 0.
 
     Returns:
         Tensor `(batch, height / stride, width / stride, filters)`.
@@ -45,34 +63,50 @@ def bottleneck(x, transform, *, cardinality, width, filters, stride, name):
     (None, 56, 56, 256)
 
     Reference:
-        arXiv 1611.05431, section 3.1, table 1 and Fig. 3.
+        arXiv 1611.05431, section 3.1, table 1 and Fig. 3; without shortcuts,
+        the ablation in section 5.1.
     """
     shortcut = x
-    if stride != 1 or x.shape[channel_axis()] != filters:
+    if residual and (stride != 1 or x.shape[channel_axis()] != filters):
         shortcut = convolution(x, filters, 1, stride, name=f"{name}_0_conv")
         shortcut = batch_norm(shortcut, name=f"{name}_0_bn")
-    x = transform(x, cardinality, width, filters, stride, name)
-    x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+    x = transform(x, cardinality, width, filters, stride, dilation, name)
+    if residual and drop_path_rate:
+        # One draw an image, the same for all pixels and channels.
+        x = keras.layers.Dropout(
+            drop_path_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop"
+        )(x)
+    if residual:
+        x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
     return keras.layers.ReLU(name=f"{name}_out")(x)
 
 
-def grouped(x, cardinality, width, filters, stride, name):
-    """Fig. 3(c): all paths at once, kept apart by a grouped 3x3."""
+def grouped(x, cardinality, width, filters, stride, dilation, name):
+    """Fig. 3(c): all paths at once, kept apart by a grouped 3x3.
+
+    The fastest form, and the one to train and to deploy.
+    """
     total = cardinality * width
     x = convolution(x, total, 1, name=f"{name}_1_conv")
     x = batch_norm_relu(x, name=f"{name}_1")
     x = convolution(
-        x, total, 3, stride, groups=cardinality, name=f"{name}_2_conv"
+        x,
+        total,
+        3,
+        stride,
+        dilation=dilation,
+        groups=cardinality,
+        name=f"{name}_2_conv",
     )
     x = batch_norm_relu(x, name=f"{name}_2")
     x = convolution(x, filters, 1, name=f"{name}_3_conv")
     return batch_norm(x, name=f"{name}_3_bn")
 
 
-def branches(x, cardinality, width, filters, stride, name):
-    """Fig. 3(a): one path after another, summed.
+def concatenated(x, cardinality, width, filters, stride, dilation, name):
+    """Fig. 3(b): one path after another, joined before the last 1x1.
 
-    Batch norm follows each path's first two convolutions, and the sum.
+    For reading, and for runtimes that know no grouped convolution.
     """
     total = cardinality * width
     paths = []
@@ -80,15 +114,57 @@ def branches(x, cardinality, width, filters, stride, name):
         y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
         y = batch_norm_relu(y, name=f"{name}_1", path=path)
         y = convolution(
-            y, width, 3, stride, name=f"{name}_2_conv{path}", of=total
+            y,
+            width,
+            3,
+            stride,
+            dilation=dilation,
+            name=f"{name}_2_conv{path}",
+            of=total,
         )
-        y = batch_norm_relu(y, name=f"{name}_2", path=path)
-        paths.append(convolution(y, filters, 1, name=f"{name}_3_conv{path}"))
-    x = keras.layers.Add(name=f"{name}_3_sum")(paths) if paths[1:] else paths[0]
+        paths.append(batch_norm_relu(y, name=f"{name}_2", path=path))
+    x = paths[0]
+    if cardinality > 1:
+        x = keras.layers.Concatenate(
+            axis=channel_axis(), name=f"{name}_2_concat"
+        )(paths)
+    x = convolution(x, filters, 1, name=f"{name}_3_conv")
     return batch_norm(x, name=f"{name}_3_bn")
 
 
-TRANSFORMS = {"grouped": grouped, "branches": branches}
+def branches(x, cardinality, width, filters, stride, dilation, name):
+    """Fig. 3(a): one path after another, each with a 1x1 of its own, summed.
+
+    For reading: equation 2 as it stands. Batch norm follows the first two
+    convolutions of each path, and the sum.
+    """
+    total = cardinality * width
+    paths = []
+    for path in path_suffixes(cardinality):
+        y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
+        y = batch_norm_relu(y, name=f"{name}_1", path=path)
+        y = convolution(
+            y,
+            width,
+            3,
+            stride,
+            dilation=dilation,
+            name=f"{name}_2_conv{path}",
+            of=total,
+        )
+        y = batch_norm_relu(y, name=f"{name}_2", path=path)
+        paths.append(convolution(y, filters, 1, name=f"{name}_3_conv{path}"))
+    x = paths[0]
+    if cardinality > 1:
+        x = keras.layers.Add(name=f"{name}_3_sum")(paths)
+    return batch_norm(x, name=f"{name}_3_bn")
+
+
+TRANSFORMS = {
+    "grouped": grouped,
+    "concatenated": concatenated,
+    "branches": branches,
+}
 
 
 def path_suffixes(cardinality):
@@ -96,7 +172,17 @@ def path_suffixes(cardinality):
     return [f"_path{path:02d}" for path in range(1, cardinality + 1)]
 
 
-def convolution(x, filters, kernel_size, stride=1, *, groups=1, name, of=None):
+def convolution(
+    x,
+    filters,
+    kernel_size,
+    stride=1,
+    *,
+    dilation=1,
+    groups=1,
+    name,
+    of=None,
+):
     """A convolution without bias, padded evenly on all sides.
 
     Args:
@@ -104,6 +190,8 @@ def convolution(x, filters, kernel_size, stride=1, *, groups=1, name, of=None):
         filters: Channels of the output.
         kernel_size: Odd side of the kernel, in pixels.
         stride: In pixels. Defaults to 1.
+        dilation: Distance of the kernel's taps, in pixels; above 1 the stride
+            must be 1. Defaults to 1.
         groups: Defaults to 1.
         name: Name of the layer. A padding layer before it is called the same
             with `_pad` for `_conv`.
@@ -130,6 +218,7 @@ def convolution(x, filters, kernel_size, stride=1, *, groups=1, name, of=None):
         kernel_size,
         strides=stride,
         padding=padding,
+        dilation_rate=dilation,
         groups=groups,
         use_bias=False,
         kernel_initializer=keras.initializers.RandomNormal(stddev=stddev),

@@ -10,10 +10,21 @@ from keras_resnext import blocks
 from keras_resnext.weights.load import check_source
 from keras_resnext.weights.load import load_weights
 
-# Stem -> the input's side where none is given, and the total stride of the
-# stages after it.
+# Stem -> the input's side where none is given, and the stem's stride.
 _DEFAULT_SIZE = {"imagenet": 224, "cifar": 32}
-_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_STEM_STRIDE = {"imagenet": 4, "cifar": 1}
+_OUTPUT_STRIDES = (8, 16, 32)
+_DEPTHS = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+
+
+def _total_stride(stem, depths):
+    """By how much height and width shrink, undilated."""
+    return _STEM_STRIDE[stem] * 2 ** (len(depths) - 1)
 
 
 def ResNeXt(
@@ -31,6 +42,9 @@ def ResNeXt(
     classes: int = 1000,
     classifier_activation: str | None = "softmax",
     name: str | None = None,
+    residual: bool = True,
+    output_stride: int = 32,
+    drop_path_rate: float = 0.0,
 ) -> keras.Model:
     """Any ResNeXt: stages of bottlenecks, each a sum of `cardinality` paths.
 
@@ -50,8 +64,10 @@ def ResNeXt(
         stem: `"imagenet"` (7x7 convolution and max pool, both of stride 2)
             or `"cifar"` (3x3 convolution of stride 1). Defaults to
             `"imagenet"`.
-        form: How a block is computed: `"grouped"` (Fig. 3c) or `"branches"`
-            (Fig. 3a). The function is the same. Defaults to `"grouped"`.
+        form: How a block is computed: `"grouped"` (Fig. 3c),
+            `"concatenated"` (Fig. 3b) or `"branches"` (Fig. 3a). The function
+            is the same; see `keras_resnext.blocks` for what each is for.
+            Defaults to `"grouped"`.
         include_top: Whether to end with global average pooling and a dense
             classifier. Defaults to `True`.
         weights: `None` for random weights, or the path of a `.weights.h5`
@@ -72,6 +88,14 @@ def ResNeXt(
             logits. Defaults to `"softmax"`.
         name: Name of the model. Defaults to the paper's notation, such as
             `"resnext50_32x4d"`.
+        residual: Whether blocks have shortcuts. Defaults to `True`.
+        output_stride: Most by which height and width may shrink: 8, 16 or 32.
+            Stages that would go beyond keep their size and dilate their 3x3
+            convolutions instead, so that the same weights see as much of the
+            image (for dense prediction). Defaults to 32, never.
+        drop_path_rate: Probability that training leaves out the transform of
+            the last block, for an image (stochastic depth). It grows in
+            proportion to depth, from 0 at the first block. Defaults to 0.
 
     Returns:
         A `keras.Model` from `(batch, height, width, channels)` to
@@ -100,12 +124,24 @@ def ResNeXt(
     _check_choice(form=form, among=tuple(blocks.TRANSFORMS))
     _check_choice(pooling=pooling, among=(None, "avg", "max"))
     _check_positive(classes=classes)
+    _check_choice(residual=residual, among=(True, False))
+    _check_choice(output_stride=output_stride, among=_OUTPUT_STRIDES)
+    _check_drop_path_rate(drop_path_rate, residual)
     if weights is not None:
         check_source(weights)
     inputs = x = _input(input_tensor, input_shape, stem, depths, include_top)
 
     x = _STEMS[stem](x)
+    dilation, total_stride = 1, _STEM_STRIDE[stem]
+    blocks_before = 0
     for stage, depth in enumerate(depths):
+        stride = 2 if stage > 0 else 1
+        # A block that no longer strides still sees its input undilated, as
+        # in torchvision's `replace_stride_with_dilation`.
+        first_dilation = dilation
+        if total_stride * stride > output_stride:
+            dilation, stride = dilation * stride, 1
+        total_stride *= stride
         for block in range(depth):
             x = blocks.bottleneck(
                 x,
@@ -113,14 +149,23 @@ def ResNeXt(
                 cardinality=cardinality,
                 width=base_width * 2**stage,
                 filters=256 * 2**stage,
-                stride=2 if stage > 0 and block == 0 else 1,
+                stride=stride if block == 0 else 1,
+                dilation=first_dilation if block == 0 else dilation,
+                residual=residual,
+                drop_path_rate=drop_path_rate
+                * blocks_before
+                / max(1, sum(depths) - 1),
                 name=f"conv{stage + 2}_block{block + 1}",
             )
+            blocks_before += 1
 
     if include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = keras.layers.Dense(
-            classes, activation=classifier_activation, name="predictions"
+            classes,
+            activation=classifier_activation,
+            dtype=_classifier_dtype(),
+            name="predictions",
         )(x)
     elif pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
@@ -140,116 +185,250 @@ def ResNeXt(
     return model
 
 
-def ResNeXt50(
-    include_top: bool = True,
-    weights: str | os.PathLike | None = "imagenet",
-    input_tensor: keras.KerasTensor | None = None,
-    input_shape: tuple[int | None, ...] | None = None,
-    pooling: str | None = None,
-    classes: int = 1000,
-    classifier_activation: str | None = "softmax",
-    name: str = "resnext50",
-    *,
-    form: str = "grouped",
-    cardinality: int = 32,
-    base_width: int = 4,
-) -> keras.Model:
-    """ResNeXt-50, 32x4d unless told otherwise: 25,028,904 trainable weights.
+def _builder(function, title, depths, paths, reference, stem="imagenet"):
+    """A named builder: the arguments of `keras.applications`, then ours.
 
-    The first eight arguments are those of `keras.applications.ResNet50`, in
-    its order; all are described at `ResNeXt`. Images must go through
-    `keras_resnext.preprocess_input` first.
-
-    Args:
-        include_top: Whether to end with the classifier. Defaults to `True`.
-        weights: `None`, or the path of a `.weights.h5` file. `"imagenet"`,
-            the default, is not there yet in this version and says so.
-        input_tensor: Keras tensor to build on. Defaults to `None`.
-        input_shape: `(height, width, channels)`, from 32 pixels up. Defaults
-            to `(224, 224, 3)` with the top, `(None, None, 3)` without.
-        pooling: `None`, `"avg"` or `"max"`; used without the top. Defaults
-            to `None`.
-        classes: Outputs of the classifier. Defaults to 1000.
-        classifier_activation: Defaults to `"softmax"`; `None` for logits.
-        name: Name of the model. Defaults to `"resnext50"`.
-        form: `"grouped"` or `"branches"`. Defaults to `"grouped"`.
-        cardinality: Defaults to 32.
-        base_width: Defaults to 4.
-
-    Returns:
-        A `keras.Model` from `(batch, 224, 224, 3)` to `(batch, 1000)`.
-
-    Raises:
-        ValueError: if an argument is not one of the above.
-
-    Example:
-
-    >>> model = keras_resnext.ResNeXt50(weights=None)
-    >>> model.predict(keras_resnext.preprocess_input(images)).shape
-    (1, 1000)
-
-    Reference:
-        arXiv 1611.05431, table 1.
+    One signature and one text for all of them; `help` and editors show each
+    builder's own defaults.
     """
-    return ResNeXt(depths=_DEPTHS[50], **locals())
+    default_cardinality, default_base_width = paths
+    cifar = stem == "cifar"
+    default_weights = None if cifar else "imagenet"
+    default_classes = 10 if cifar else 1000
+
+    def build_variant(
+        include_top: bool = True,
+        weights: str | os.PathLike | None = default_weights,
+        input_tensor: keras.KerasTensor | None = None,
+        input_shape: tuple[int | None, ...] | None = None,
+        pooling: str | None = None,
+        classes: int = default_classes,
+        classifier_activation: str | None = "softmax",
+        name: str = function.lower(),
+        *,
+        form: str = "grouped",
+        cardinality: int = default_cardinality,
+        base_width: int = default_base_width,
+        residual: bool = True,
+        output_stride: int = 32,
+        drop_path_rate: float = 0.0,
+    ) -> keras.Model:
+        return ResNeXt(
+            depths,
+            cardinality,
+            base_width,
+            stem=stem,
+            form=form,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            name=name,
+            residual=residual,
+            output_stride=output_stride,
+            drop_path_rate=drop_path_rate,
+        )
+
+    build_variant.__name__ = build_variant.__qualname__ = function
+    build_variant.__doc__ = _BUILDER_DOC.format(
+        function=function,
+        title=title,
+        size=_DEFAULT_SIZE[stem],
+        smallest=_total_stride(stem, depths),
+        weights=default_weights,
+        classes=default_classes,
+        name=function.lower(),
+        cardinality=default_cardinality,
+        base_width=default_base_width,
+        reference=reference,
+    )
+    return build_variant
 
 
-def ResNeXt101(
-    include_top: bool = True,
-    weights: str | os.PathLike | None = "imagenet",
-    input_tensor: keras.KerasTensor | None = None,
-    input_shape: tuple[int | None, ...] | None = None,
-    pooling: str | None = None,
-    classes: int = 1000,
-    classifier_activation: str | None = "softmax",
-    name: str = "resnext101",
-    *,
-    form: str = "grouped",
-    cardinality: int = 32,
-    base_width: int = 4,
-) -> keras.Model:
-    """ResNeXt-101, 32x4d unless told otherwise: 44,177,704 trainable weights.
+_BUILDER_DOC = """{title}, unless told otherwise.
 
-    Arguments, result, errors and use are those of `ResNeXt50`.
+The first eight arguments are those of `keras.applications.ResNet50`, in its
+order; `ResNeXt` says more about each. Images must go through
+`keras_resnext.preprocess_input` first.
 
-    Example:
+Args:
+    include_top: Whether to end with the classifier. Defaults to `True`.
+    weights: `None`, or the path of a `.weights.h5` file. Published weights
+        (`"imagenet"`) are not in this version, and asking for them is an
+        error that says so. Defaults to `{weights!r}`.
+    input_tensor: Keras tensor to build on. Defaults to `None`.
+    input_shape: `(height, width, channels)`, from {smallest} pixels up.
+        Defaults to `({size}, {size}, 3)` with the top, `(None, None, 3)`
+        without.
+    pooling: `None`, `"avg"` or `"max"`; used without the top. Defaults to
+        `None`.
+    classes: Outputs of the classifier. Defaults to {classes}.
+    classifier_activation: Defaults to `"softmax"`; `None` for logits.
+    name: Name of the model. Defaults to `"{name}"`.
+    form: `"grouped"`, `"concatenated"` or `"branches"`. Defaults to
+        `"grouped"`.
+    cardinality: Paths in each block. Defaults to {cardinality}.
+    base_width: Channels of a path in the first stage. Defaults to
+        {base_width}.
+    residual: Whether blocks have shortcuts. Defaults to `True`.
+    output_stride: 8, 16 or 32, see `ResNeXt`. Defaults to 32.
+    drop_path_rate: Stochastic depth, see `ResNeXt`. Defaults to 0.
 
-    >>> model = keras_resnext.ResNeXt101(weights=None, input_shape=(64, 64, 3))
+Returns:
+    A `keras.Model` from `(batch, {size}, {size}, 3)` to `(batch, {classes})`.
 
-    Reference:
-        arXiv 1611.05431, table 4.
-    """
-    return ResNeXt(depths=_DEPTHS[101], **locals())
+Raises:
+    ValueError: if an argument is not one of the above.
 
+Example:
 
-_BUILDERS = {"resnext50": ResNeXt50, "resnext101": ResNeXt101}
+>>> model = keras_resnext.{function}(weights=None)
+
+Reference:
+    {reference}.
+"""
+
+_PAPER = "arXiv 1611.05431"
+_WSL = "Mahajan et al., arXiv 1805.00932"
+
+ResNeXt50 = _builder(
+    "ResNeXt50", "ResNeXt-50, 32x4d", _DEPTHS[50], (32, 4), f"{_PAPER}, table 1"
+)
+ResNeXt101 = _builder(
+    "ResNeXt101",
+    "ResNeXt-101, 32x4d",
+    _DEPTHS[101],
+    (32, 4),
+    f"{_PAPER}, tables 3 and 4",
+)
+ResNeXt101_64x4d = _builder(
+    "ResNeXt101_64x4d",
+    "ResNeXt-101, 64x4d",
+    _DEPTHS[101],
+    (64, 4),
+    f"{_PAPER}, tables 4 and 5",
+)
+ResNeXt101_32x8d = _builder(
+    "ResNeXt101_32x8d", "ResNeXt-101, 32x8d", _DEPTHS[101], (32, 8), _WSL
+)
+ResNeXt101_32x16d = _builder(
+    "ResNeXt101_32x16d", "ResNeXt-101, 32x16d", _DEPTHS[101], (32, 16), _WSL
+)
+ResNeXt101_32x32d = _builder(
+    "ResNeXt101_32x32d", "ResNeXt-101, 32x32d", _DEPTHS[101], (32, 32), _WSL
+)
+ResNeXt101_32x48d = _builder(
+    "ResNeXt101_32x48d", "ResNeXt-101, 32x48d", _DEPTHS[101], (32, 48), _WSL
+)
+ResNeXt152 = _builder(
+    "ResNeXt152",
+    "ResNeXt-152, 32x4d",
+    _DEPTHS[152],
+    (32, 4),
+    "mmpretrain, configs/resnext (the paper's design at ResNet-152's depths)",
+)
+ResNeXt29_8x64d = _builder(
+    "ResNeXt29_8x64d",
+    "ResNeXt-29, 8x64d, for CIFAR",
+    (3, 3, 3),
+    (8, 64),
+    f"{_PAPER}, table 7",
+    stem="cifar",
+)
+ResNeXt29_16x64d = _builder(
+    "ResNeXt29_16x64d",
+    "ResNeXt-29, 16x64d, for CIFAR",
+    (3, 3, 3),
+    (16, 64),
+    f"{_PAPER}, table 7",
+    stem="cifar",
+)
+ResNet50 = _builder(
+    "ResNet50",
+    "ResNet-50, the paper's baseline (stride on the 3x3)",
+    _DEPTHS[50],
+    (1, 64),
+    f"{_PAPER}, tables 1 and 3",
+)
+ResNet101 = _builder(
+    "ResNet101",
+    "ResNet-101, the paper's baseline (stride on the 3x3)",
+    _DEPTHS[101],
+    (1, 64),
+    f"{_PAPER}, tables 3 and 4",
+)
+ResNet200 = _builder(
+    "ResNet200",
+    "ResNet-200, the paper's deeper baseline (stride on the 3x3)",
+    _DEPTHS[200],
+    (1, 64),
+    f"{_PAPER}, table 4",
+)
+
+_BUILDERS = {
+    builder.__name__.lower(): builder
+    for builder in (
+        ResNeXt50,
+        ResNeXt101,
+        ResNeXt101_32x8d,
+        ResNeXt101_64x4d,
+        ResNeXt101_32x16d,
+        ResNeXt101_32x32d,
+        ResNeXt101_32x48d,
+        ResNeXt152,
+        ResNeXt29_8x64d,
+        ResNeXt29_16x64d,
+        ResNet50,
+        ResNet101,
+        ResNet200,
+    )
+}
+# Rows of the paper's tables 3, 4 and 7 without a builder of their own name.
+_PAPER_ROWS = (
+    "resnext50_2x40d",
+    "resnext50_4x24d",
+    "resnext50_8x14d",
+    "resnext101_2x40d",
+    "resnext101_4x24d",
+    "resnext101_8x14d",
+    "resnext101_2x64d",
+    "resnext101_1x100d",
+    "resnext29_1x64d",
+)
 
 
 def list_models() -> list[str]:
-    """The names that `build` and the command line know without a pattern.
+    """The models of the paper, and those that weights are published for.
+
+    `build` and the command line know them by these names, and any other by
+    the paper's notation.
 
     Returns:
-        A list of names, each a builder's in lower case.
+        A list of names.
 
     Example:
 
-    >>> keras_resnext.list_models()
+    >>> keras_resnext.list_models()[:2]
     ['resnext50', 'resnext101']
     """
-    return list(_BUILDERS)
+    return [*_BUILDERS, *_PAPER_ROWS]
 
 
 def build(model: str, **arguments) -> keras.Model:
     """Build a model from its name, as the command line and recipes do.
 
     A name is one of `list_models`, or the paper's notation
-    `resnext<depth>_<cardinality>x<base_width>d`: depth 50 or 101 for the
-    ImageNet nets, and any other depth of the form 9n + 2 for the CIFAR nets
-    with three stages of n blocks.
+    `resnext<depth>_<cardinality>x<base_width>d`: depth 50, 101, 152 or 200
+    for the ImageNet nets, and any other depth of the form 9n + 2 for the
+    CIFAR nets with three stages of n blocks.
 
     Args:
         model: The name.
-        **arguments: The builder's. `weights` defaults to `None` here.
+        **arguments: The builder's. `weights` defaults to `None` here, and
+            `classes` to 10 for the CIFAR nets.
 
     Returns:
         A `keras.Model`, see `ResNeXt`.
@@ -273,15 +452,62 @@ def build(model: str, **arguments) -> keras.Model:
             stem, depths = "imagenet", _DEPTHS[depth]
         else:
             stem, depths = "cifar", ((depth - 2) // 9,) * 3
+            arguments.setdefault("classes", 10)
         if 3 * sum(depths) + 2 == depth:
             return ResNeXt(
                 depths, cardinality, base_width, stem=stem, **arguments
             )
     raise ValueError(
-        f"`model` must be one of {', '.join(_BUILDERS)}, or "
+        f"`model` must be one of {', '.join(list_models())}, or "
         "resnext<depth>_<cardinality>x<base_width>d with a depth of "
         f"{', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
         f"nets); got {model!r}."
+    )
+
+
+def _classifier_dtype():
+    """float32 under mixed precision: 8 or 11 bits blur probabilities."""
+    mixed = keras.config.dtype_policy().name.startswith("mixed_")
+    return "float32" if mixed else None
+
+
+def feature_pyramid(model: keras.Model) -> keras.Model:
+    """The feature maps of all stages, for detection and segmentation.
+
+    Args:
+        model: A model of the builders, of any form, with or without top.
+
+    Returns:
+        A `keras.Model` on the same layers and weights with a list of outputs,
+        one a stage: C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet
+        stem (less where `output_stride` says so), C2 to C4 of strides 1, 2
+        and 4 with the CIFAR stem.
+
+    Raises:
+        ValueError: if the model has no such stages.
+
+    Example:
+
+    >>> body = keras_resnext.ResNeXt50(include_top=False, weights=None)
+    >>> [c.shape[-1] for c in feature_pyramid(body).outputs]
+    [256, 512, 1024, 2048]
+
+    Reference:
+        Lin et al., "Feature Pyramid Networks for Object Detection", arXiv
+        1612.03144, section 3.
+    """
+    last = {}
+    for layer in model.layers:
+        match = re.fullmatch(r"conv(\d+)_block\d+_out", layer.name)
+        if match:
+            last[int(match[1])] = layer.output
+    if not last:
+        raise ValueError(
+            "`model` must be built by keras_resnext, with layers such as "
+            f"conv2_block1_out at its top level; {model.name} has none."
+        )
+    return keras.Model(
+        model.input, [last[stage] for stage in sorted(last)], name=model.name
     )
 
 
@@ -324,7 +550,7 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
     else:
         shape = (size, size, 3) if channels_last else (3, size, size)
 
-    smallest = 2 ** (len(depths) - 1) * (4 if stem == "imagenet" else 1)
+    smallest = _total_stride(stem, depths)
     if len(shape) == 3:
         sides = shape[:2] if channels_last else shape[1:]
         channels = shape[2] if channels_last else shape[0]
@@ -357,6 +583,18 @@ def _check_positive(**arguments):
             raise ValueError(
                 f"`{name}` must be a positive integer; got {value!r}."
             )
+
+
+def _check_drop_path_rate(rate, residual):
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ValueError(
+            f"`drop_path_rate` must be a number in [0, 1); got {rate!r}."
+        )
+    if rate and not residual:
+        raise ValueError(
+            "`drop_path_rate` must be 0 without shortcuts (`residual=False`); "
+            f"got {rate!r}."
+        )
 
 
 def _check_choice(*, among, **arguments):

@@ -1,18 +1,25 @@
 """Freeze the layers of the models: `make golden` rewrites `tests/golden`."""
 
+import functools
 import json
 from pathlib import Path
 
 import keras_resnext
+from keras_resnext.blocks import TRANSFORMS
 from keras_resnext.resnext import build
+from keras_resnext.resnext import list_models
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
-    "resnext50": lambda: build("resnext50"),
-    "resnext101": lambda: build("resnext101"),
-    "resnext11_8x4d": lambda: build("resnext11_8x4d", classes=10),
-    "resnext8_2x4d_branches": lambda: keras_resnext.ResNeXt(
-        (1, 1), 2, 4, form="branches", classes=10
+    **{name: functools.partial(build, name) for name in list_models()},
+    **{
+        f"resnext8_2x4d_{form}": functools.partial(
+            keras_resnext.ResNeXt, (1, 1), 2, 4, form=form, classes=10
+        )
+        for form in TRANSFORMS
+    },
+    "resnext8_2x4d_no_shortcuts": functools.partial(
+        keras_resnext.ResNeXt, (1, 1), 2, 4, residual=False, classes=10
     ),
 }
 
@@ -32,6 +39,8 @@ def describe(model):
 
 def main():
     """Write one file a variant, a line a layer."""
+    for path in GOLDEN.glob("*.json"):
+        path.unlink()
     for name, make in VARIANTS.items():
         lines = ",\n".join(json.dumps(layer) for layer in describe(make()))
         (GOLDEN / f"{name}.json").write_text(f"[\n{lines}\n]\n")

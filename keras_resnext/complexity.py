@@ -1,0 +1,116 @@
+"""What a model costs, counted from the layers it is built of."""
+
+import dataclasses
+import math
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """What a model, or one of its layers, costs for one image.
+
+    Args:
+        params: Weights that training changes; batch norm's running
+            statistics are left out, frozen layers are not.
+        multiply_adds: Of convolutions and dense layers; the "FLOPs" of the
+            paper and of torchvision.
+        activations: Values that convolutions put out (Radosavovic et al.,
+            arXiv 2003.13678); memory traffic follows them.
+        by_layer: A `Complexity` for each layer with weights, by name, in the
+            order of the model; layers of a model inside are called
+            `"<model>/<layer>"`.
+    """
+
+    params: int
+    multiply_adds: int
+    activations: int
+    by_layer: dict[str, "Complexity"] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+
+def count_complexity(model: keras.Model) -> Complexity:
+    """Count a model's parameters, multiply-adds and activations.
+
+    Args:
+        model: A functional or sequential `keras.Model` with inputs of fixed
+            size.
+
+    Returns:
+        A `Complexity` for a batch of one.
+
+    Raises:
+        ValueError: if the size of a layer's output is not fixed, or a layer
+            is used more than once.
+
+    Example:
+
+    >>> count_complexity(keras_resnext.ResNeXt50(weights=None)).multiply_adds
+    4230479872
+
+    Reference:
+        arXiv 1611.05431, table 1 (4.2 billion for ResNeXt-50).
+    """
+    for entry in model.get_config()["layers"]:
+        if len(entry.get("inbound_nodes", [])) > 1:
+            raise ValueError(
+                "`model` must use each layer once; "
+                f"{entry['config']['name']} is used "
+                f"{len(entry['inbound_nodes'])} times."
+            )
+    by_layer = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            inside = count_complexity(layer).by_layer
+            by_layer |= {f"{layer.name}/{n}": c for n, c in inside.items()}
+        elif layer.weights:
+            by_layer[layer.name] = _count_layer(layer)
+    return total(by_layer)
+
+
+def total(by_layer: dict[str, Complexity]) -> Complexity:
+    """The sum of layers.
+
+    Args:
+        by_layer: A `Complexity` for each layer.
+
+    Returns:
+        A `Complexity` with that `by_layer`.
+    """
+    counts = by_layer.values()
+    return Complexity(
+        params=sum(c.params for c in counts),
+        multiply_adds=sum(c.multiply_adds for c in counts),
+        activations=sum(c.activations for c in counts),
+        by_layer=by_layer,
+    )
+
+
+def _count_layer(layer):
+    weights = layer.weights
+    if isinstance(layer, keras.layers.BatchNormalization):
+        weights = [
+            weight
+            for weight in weights
+            if weight is not layer.moving_mean
+            and weight is not layer.moving_variance
+        ]
+    params = sum(math.prod(weight.shape) for weight in weights)
+    if not hasattr(layer, "kernel"):
+        return Complexity(params, 0, 0)
+    outputs = layer.output.shape[1:]
+    if None in outputs:
+        raise ValueError(
+            "`model` must have inputs of fixed size (build it with "
+            f"`input_shape`); {layer.name} puts out {layer.output.shape}."
+        )
+    # At each place of the output, every weight of the kernel is used once.
+    channels = layer.kernel.shape[-1]
+    places = math.prod(outputs) // channels
+    convolution = len(layer.kernel.shape) > 2
+    return Complexity(
+        params=params,
+        multiply_adds=places * math.prod(layer.kernel.shape),
+        activations=math.prod(outputs) if convolution else 0,
+    )
