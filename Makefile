@@ -18,7 +18,7 @@ help:  ## Show this list
 
 demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 	$(BIN)/keras-resnext train --dataset digits --workdir runs/demo
-	$(BIN)/keras-resnext evaluate runs/demo
+	$(BIN)/keras-resnext evaluate runs/demo --at-least 0.97
 	$(BIN)/keras-resnext export runs/demo --overwrite
 
 test: lint  ## Lint, check the import contract, run the tests
@@ -40,15 +40,16 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.loc
 	  --python-version 3.11 --no-emit-index-url --no-header \
 	  --no-annotate --output-file requirements.lock
 
-clean:  ## Remove .venv, runs and caches
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache \
+clean:  ## Remove .venv and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache \
 	  .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "PYTHON: expected Python 3.11 or newer (Keras 3.15 needs it);" \
 	    "got $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@# Without ensurepip, venv fails after it has made the interpreter.
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/demo.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[train,export]'

@@ -45,6 +45,8 @@ _FILE_NAMES = {
     Format.tflite: "model.tflite",
     Format.onnx: "model.onnx",
 }
+# What proves a file, where it is not TensorFlow itself.
+_RUNTIMES = {Format.tflite: "ai_edge_litert", Format.onnx: "onnxruntime"}
 _GRID_IMAGES = 40
 
 ModelArgument = Annotated[
@@ -65,14 +67,23 @@ def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         app()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if "KERAS_RESNEXT_TRACEBACK" in os.environ:
+    except Exception as error:
+        if "KERAS_RESNEXT_TRACEBACK" in os.environ or not _is_expected(error):
             raise
         message = " ".join(str(error).split())
         Console(stderr=True).print(
             f"[bold red]Error:[/] {escape(message)}", soft_wrap=True
         )
         sys.exit(1)
+
+
+def _is_expected(error):
+    """Whether an error is about what was given, and not a mistake in here."""
+    expected = (ValueError, OSError, ImportError, RuntimeError)
+    if "tensorflow" in sys.modules:
+        # Such as an image in a data set that cannot be decoded.
+        expected += (sys.modules["tensorflow"].errors.OpError,)
+    return isinstance(error, expected)
 
 
 @app.command("list")
@@ -91,14 +102,27 @@ def list_models():
 
 @app.command()
 def summary(
-    model: Annotated[str, typer.Argument(help="Name of a model, see `list`.")],
-    form: Annotated[str, typer.Option(help="grouped or branches.")] = "grouped",
+    model: Annotated[
+        str | None, typer.Argument(help="Name of a model, see `list`.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help="grouped, concatenated or branches.")
+    ] = "grouped",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's tables instead.")
+    ] = False,
 ):
-    """Print a model's layers and parameters."""
+    """Print what a model costs, stage by stage."""
+    if paper == bool(model):
+        raise ValueError(
+            "`summary` must get the name of a model or --paper; got "
+            f"{'both' if paper else 'neither'}."
+        )
     _start_tensorflow()
-    from keras_resnext.resnext import build
-
-    build(model, form=form).summary()
+    if paper:
+        _print_paper()
+    else:
+        console.print(_stages(model, form))
 
 
 @app.command()
@@ -153,10 +177,11 @@ def train(
             on_step=on_step,
             on_epoch=on_epoch,
         )
+    accuracy = [entry["held_out_accuracy"] for entry in run.history[-1:]]
     console.print(
-        f"{run.path}: {len(run.history)} epochs done, held-out accuracy "
-        f"{run.history[-1]['held_out_accuracy']:.4f}. Wrote "
-        f"{run.model_file.name} and {run.learning_curves.name}."
+        f"{run.path}: {recipe.epochs} epochs done"
+        + "".join(f", held-out accuracy {a:.4f}" for a in accuracy)
+        + f". Its {run.model_file.name} is ready."
     )
 
 
@@ -176,17 +201,27 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Where to draw predictions, mistakes first. Defaults to "
-            "predictions.png in the run's folder."
+            "predictions.png in the run's folder, for the run's own held-out "
+            "images."
         ),
+    ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(help="Accuracy below which the exit status is 1."),
     ] = None,
     data_dir: DataDirOption = None,
 ):
     """Classify every image of a split and count."""
     _start_tensorflow()
+    from keras_resnext.extras import require
     from keras_resnext.training import evaluate
 
     network, run = _load(model)
-    dataset = _dataset_of(run, dataset)
+    if picture is None and run is not None and not (dataset or split):
+        picture = run.path / "predictions.png"
+    if picture is not None:
+        require("matplotlib", extra="train", purpose="The picture")
+    dataset = _dataset_of(run, dataset, data_dir)
     result = evaluate(
         network, dataset, split=split, batch_size=batch_size, data_dir=data_dir
     )
@@ -195,11 +230,14 @@ def evaluate(
         f"{round(result.accuracy * result.examples)} right. "
         f"Accuracy {result.accuracy:.4f}, loss {result.loss:.4f}."
     )
-    if picture is None and run is not None:
-        picture = run.path / "predictions.png"
     if picture is not None:
         _draw_predictions(network, dataset, data_dir, result, picture)
         console.print(f"Wrote {picture}.")
+    if at_least is not None and result.accuracy < at_least:
+        raise RuntimeError(
+            f"The accuracy must be at least {at_least}; it is "
+            f"{result.accuracy:.4f}."
+        )
 
 
 @app.command()
@@ -212,11 +250,13 @@ def predict(
 ):
     """Name the most probable classes of images."""
     _start_tensorflow()
+    from keras_resnext.preprocessing import check_classifier
     from keras_resnext.preprocessing import image_size
     from keras_resnext.preprocessing import preprocess_input
     from keras_resnext.preprocessing import read_image
 
     network, run = _load(model)
+    check_classifier(network)
     labels = run.labels if run else None
     size = image_size(network)
     pixels = [read_image(path, size) for path in images]
@@ -248,17 +288,28 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.")
     ] = False,
+    max_images: Annotated[
+        int,
+        typer.Option(min=1, help="Compare on the first held-out images only."),
+    ] = 1000,
     data_dir: DataDirOption = None,
 ):
     """Write a model in other formats, and prove each file in its own runtime.
 
-    Every file is loaded back and compared with Keras on every held-out image
+    Every file is loaded back and compared with Keras on the held-out images
     before it is put in place.
     """
     chosen = [_check_format(name) for name in formats.split(",")]
     _start_tensorflow()
     from keras_resnext import export as exporters
+    from keras_resnext.extras import require
     from keras_resnext.files import check_free
+
+    for name in chosen:
+        if name in _RUNTIMES:
+            require(
+                _RUNTIMES[name], extra="export", purpose=f"The {name} check"
+            )
 
     network, run = _load(model)
     if output is None:
@@ -269,7 +320,7 @@ def export(
     images = classes = None
     if data or run:
         images, classes = _held_out_pixels(
-            network, _dataset_of(run, data), data_dir
+            network, _dataset_of(run, data, data_dir), data_dir, max_images
         )
     write = {
         Format.savedmodel: exporters.to_saved_model,
@@ -293,6 +344,81 @@ def export(
         console.print(f"Wrote {artifact.path}.")
 
 
+def _stages(name, form):
+    """The table of a model's cost by stage."""
+    from keras_resnext.complexity import count_complexity
+    from keras_resnext.complexity import total
+    from keras_resnext.resnext import build
+
+    network = build(name, form=form)
+    counts = count_complexity(network)
+    stages = {}
+    for layer, count in counts.by_layer.items():
+        stages.setdefault(layer.partition("_")[0], {})[layer] = count
+    height, width = network.input_shape[1:3]
+    table = _table(
+        "stage",
+        *("output", "parameters", "multiply-adds", "activations"),
+        title=f"{network.name}, {form}, one image of {height}x{width}",
+    )
+    rows = [
+        (stage, network.get_layer(list(layers)[-1]).output.shape, total(layers))
+        for stage, layers in stages.items()
+    ]
+    for stage, shape, count in [*rows, ("total", (), counts)]:
+        table.add_row(
+            stage,
+            "x".join(str(side) for side in shape[1:]),
+            f"{count.params:,}",
+            f"{count.multiply_adds:,}",
+            f"{count.activations:,}",
+        )
+    return table
+
+
+def _print_paper():
+    """The paper's tables: costs counted here, errors as published."""
+    from keras_resnext.complexity import count_complexity
+    from keras_resnext.paper import TABLES
+    from keras_resnext.resnext import build
+
+    counts = {}
+    for title, rows in TABLES.items():
+        table = _table(
+            "network",
+            *("parameters", "multiply-adds"),
+            *("top-1 error (published)", "top-5 error (published)"),
+            title=title,
+        )
+        for row in rows:
+            key = row.model, row.residual
+            if key not in counts:
+                with console.status(f"Building {row.label}"):
+                    counts[key] = count_complexity(
+                        build(row.model, residual=row.residual)
+                    )
+            table.add_row(
+                row.label,
+                f"{counts[key].params / 1e6:.2f} M",
+                f"{counts[key].multiply_adds / 1e9:.3f} G",
+                f"{row.top1} %",
+                "-" if row.top5 is None else f"{row.top5} %",
+            )
+        console.print(table)
+    console.print(
+        "Parameters and multiply-adds are counted at 224x224; errors are as "
+        "published in arXiv 1611.05431 and were not measured here."
+    )
+
+
+def _table(first, *others, title):
+    """A table whose columns after the first are numbers."""
+    table = Table(first, *others, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
 def _comparison(network, artifacts, images, classes):
     """The table of formats beside Keras, on the same images."""
     import numpy as np
@@ -305,18 +431,13 @@ def _comparison(network, artifacts, images, classes):
     rows = [("keras", None, keras_run(images), keras_run, None)] + [
         (a.format, a.size, a.scores, a.open(), a) for a in artifacts
     ]
-    table = Table(
+    table = _table(
         "format",
-        "size (MB)",
-        "logit difference",
-        "top-1 agreement",
-        "accuracy",
-        "latency (ms)",
+        *("size (MB)", "logit difference", "top-1 agreement"),
+        *("accuracy", "latency (ms)"),
         title=f"{len(images)} images, each in the format's own runtime; "
-        f"latency: median, batch 1, {os.cpu_count()} threads",
+        f"latency: median, batch 1, all {os.cpu_count()} cores",
     )
-    for column in table.columns[1:]:
-        column.justify = "right"
     for name, size, scores, run, proof in rows:
         accuracy = (
             "-"
@@ -334,7 +455,7 @@ def _comparison(network, artifacts, images, classes):
     return table
 
 
-def _held_out_pixels(network, dataset, data_dir):
+def _held_out_pixels(network, dataset, data_dir, max_images):
     import numpy as np
 
     from keras_resnext.preprocessing import image_size
@@ -343,9 +464,8 @@ def _held_out_pixels(network, dataset, data_dir):
     size = image_size(network)
     data = open_dataset(dataset, data_dir)
     data.prepare()
-    pixels, classes = zip(
-        *data.images(data.held_out_split, size).as_numpy_iterator(), strict=True
-    )
+    images = data.images(data.held_out_split, size).take(max_images)
+    pixels, classes = zip(*images.as_numpy_iterator(), strict=True)
     return np.stack(pixels), np.stack(classes)
 
 
@@ -396,13 +516,19 @@ def _load(path):
     )
 
 
-def _dataset_of(run, dataset):
+def _dataset_of(run, dataset, data_dir):
+    """The data set asked for, or the run's; with the run's classes."""
+    from keras_resnext.training.data import open_dataset
+
     if dataset is None and run is None:
         raise ValueError(
             "`dataset` must be given for a model that is not a run's folder; "
             "got none."
         )
-    return dataset or run.recipe.dataset
+    dataset = dataset or run.recipe.dataset
+    if run is not None:
+        run.check_labels(open_dataset(dataset, data_dir).labels)
+    return dataset
 
 
 def _check_format(name):

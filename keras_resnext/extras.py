@@ -23,3 +23,25 @@ def require(module: str, *, extra: str, purpose: str) -> None:
             f"{purpose} needs the module {module}; install it with "
             f"pip install 'keras_resnext[{extra}]'."
         )
+
+
+def require_tensorflow(purpose: str) -> None:
+    """Refuse to go on with Keras on another backend.
+
+    Args:
+        purpose: What needs TensorFlow, as the start of a sentence.
+
+    Raises:
+        ImportError: if Keras runs on another backend.
+
+    Example:
+
+    >>> require_tensorflow("Training")
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            f"{purpose} needs Keras on TensorFlow (KERAS_BACKEND=tensorflow); "
+            f"it runs on {keras.backend.backend()}."
+        )

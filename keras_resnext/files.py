@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -45,14 +46,20 @@ def staged(
         if not path.exists() or (path.is_file() and new.is_file()):
             new.replace(path)
             return
-        # Folders cannot be replaced in one step: move what is there aside,
-        # and back again should the new one not get there.
-        old = path.rename(pathlib.Path(folder) / "old")
+        # Folders cannot be replaced in one step. The old one waits beside,
+        # where nothing removes it, until the new one is in place.
+        old = pathlib.Path(f"{folder}.old")
         try:
+            path.rename(old)
             new.rename(path)
-        except OSError:
-            old.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
             raise
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:

@@ -46,6 +46,8 @@ def preprocess_input(x, data_format: str | None = None):
             '`data_format` must be None, "channels_last" or '
             f'"channels_first"; got {data_format!r}.'
         )
+    if not hasattr(x, "shape"):  # a list, or a picture of Pillow's
+        x = np.asarray(x)
     axis = -1 if data_format == "channels_last" else -3
     if len(x.shape) < 3 or x.shape[axis] != 3:
         raise ValueError(
@@ -74,14 +76,17 @@ def decode_predictions(
         A list for each image of `(wnid, name, score)`, best first.
 
     Raises:
-        ValueError: if `preds` is not of shape `(batch, 1000)`.
+        ValueError: if `preds` is not of shape `(batch, 1000)`, or `top` not
+            from 1 to 1000.
 
     Example:
 
     >>> decode_predictions(np.eye(1000)[:1], top=1)
     [[('n01440764', 'tench', 1.0)]]
     """
-    preds = np.asarray(preds)
+    preds = np.asarray(preds, "float64")  # unsigned integers have no minus
+    if not 1 <= top <= 1000:
+        raise ValueError(f"`top` must be from 1 to 1000; got {top!r}.")
     if preds.ndim != 2 or preds.shape[1] != 1000:
         raise ValueError(
             "`preds` must have shape (batch, 1000), one column for each "
@@ -120,6 +125,51 @@ def resize_and_crop(image, size: int):
         crop_to_aspect_ratio=True,
         data_format="channels_last",
     )
+
+
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether a model's outputs are probabilities.
+
+    Args:
+        model: A model with one output.
+
+    Returns:
+        True if its last layer, or the last layer of a model at its end, is a
+        softmax or has one as activation.
+
+    Example:
+
+    >>> ends_in_softmax(keras_resnext.ResNeXt50(weights=None))
+    True
+    """
+    last = model.layers[-1]
+    if isinstance(last, keras.Model):
+        return ends_in_softmax(last)
+    activation = getattr(last, "activation", None)
+    return (
+        isinstance(last, keras.layers.Softmax)
+        or activation is keras.activations.softmax
+    )
+
+
+def check_classifier(model: keras.Model) -> None:
+    """Refuse a model that does not put out class probabilities.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: if it ends in features or logits.
+
+    Example:
+
+    >>> check_classifier(keras_resnext.ResNeXt50(weights=None))
+    """
+    if len(model.output_shape) != 2 or not ends_in_softmax(model):
+        raise ValueError(
+            "`model` must end in class probabilities (a softmax); "
+            f"{model.name} puts out {model.output_shape} without one."
+        )
 
 
 def image_size(model: keras.Model) -> int:

@@ -1,5 +1,6 @@
 """The builders: any ResNeXt of the paper as a Keras functional model."""
 
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -120,10 +121,18 @@ def ResNeXt(
     """
     depths = _check_depths(depths)
     _check_positive(cardinality=cardinality, base_width=base_width)
+    cardinality, base_width = int(cardinality), int(base_width)
     _check_choice(stem=stem, among=tuple(_DEFAULT_SIZE))
     _check_choice(form=form, among=tuple(blocks.TRANSFORMS))
     _check_choice(pooling=pooling, among=(None, "avg", "max"))
     _check_positive(classes=classes)
+    try:
+        keras.activations.get(classifier_activation)
+    except ValueError as error:
+        raise ValueError(
+            "`classifier_activation` must be None or an activation that Keras "
+            f"knows; got {classifier_activation!r}."
+        ) from error
     _check_choice(residual=residual, among=(True, False))
     _check_choice(output_stride=output_stride, among=_OUTPUT_STRIDES)
     _check_drop_path_rate(drop_path_rate, residual)
@@ -453,7 +462,7 @@ def build(model: str, **arguments) -> keras.Model:
         else:
             stem, depths = "cifar", ((depth - 2) // 9,) * 3
             arguments.setdefault("classes", 10)
-        if 3 * sum(depths) + 2 == depth:
+        if depths[0] > 0 and 3 * sum(depths) + 2 == depth:
             return ResNeXt(
                 depths, cardinality, base_width, stem=stem, **arguments
             )
@@ -540,7 +549,9 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
                 f"`keras.Input((224, 224, 3))`; got {type(input_tensor)}."
             )
         shape = tuple(input_tensor.shape[1:])
-        if input_shape is not None and tuple(input_shape) != shape:
+        if input_shape is not None and not (
+            _is_sequence(input_shape) and tuple(input_shape) == shape
+        ):
             raise ValueError(
                 "`input_shape` must be left out or agree with "
                 f"`input_tensor`, {shape}; got {input_shape}."
@@ -570,7 +581,7 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
 
 def _check_depths(depths):
     if _is_sequence(depths) and depths and all(map(_is_positive, depths)):
-        return tuple(depths)
+        return tuple(int(depth) for depth in depths)
     raise ValueError(
         "`depths` must hold the number of blocks of each stage, such as "
         f"(3, 4, 6, 3); got {depths}."
@@ -599,7 +610,8 @@ def _check_drop_path_rate(rate, residual):
 
 def _check_choice(*, among, **arguments):
     for name, value in arguments.items():
-        if value not in among:
+        # By type too: 1 is not True, and an array has no truth.
+        if not any(type(value) is type(a) and value == a for a in among):
             raise ValueError(
                 f"`{name}` must be one of {', '.join(map(repr, among))}; "
                 f"got {value!r}."
@@ -607,7 +619,11 @@ def _check_choice(*, among, **arguments):
 
 
 def _is_positive(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is a whole number above 0, of Python's or NumPy's."""
+    try:
+        return not isinstance(value, bool) and operator.index(value) > 0
+    except TypeError:
+        return False
 
 
 def _is_sequence(value):

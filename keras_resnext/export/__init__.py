@@ -1,5 +1,9 @@
 """Exporters: a built model and a path come in, a proven file goes out."""
 
+from keras_resnext.extras import require_tensorflow
+
+require_tensorflow("Exporting")
+
 from keras_resnext.export.artifact import Artifact as Artifact
 from keras_resnext.export.artifact import ExportError as ExportError
 from keras_resnext.export.onnx import to_onnx as to_onnx

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
+from keras_resnext.preprocessing import ends_in_softmax
 from keras_resnext.preprocessing import preprocess_input
 
 # float32 carries 24 bits. Sums of some thousand terms, in another order and
@@ -25,7 +26,15 @@ TOLERANCE = 1e-4
 
 
 class ExportError(RuntimeError):
-    """An exported file did not compute what Keras computes."""
+    """An exported file did not compute what Keras computes.
+
+    Example:
+
+    >>> try:
+    ...     to_onnx(model, "model.onnx")
+    ... except ExportError as error:
+    ...     print(error)  # and there is no model.onnx
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,13 @@ class Artifact:
         open: A function without arguments that opens the file in its runtime
             and returns a function from pixels, float32 `(batch, height,
             width, channels)`, to outputs `(batch, classes)`.
+
+    Example:
+
+    >>> artifact = to_onnx(model, "model.onnx")
+    >>> run = artifact.open()
+    >>> run(pixels).shape
+    (8, 1000)
     """
 
     path: pathlib.Path
@@ -92,6 +108,18 @@ def export(
     """
     path = pathlib.Path(path)
     check_free(path, overwrite=overwrite)
+    if path.exists() and path.is_dir() != (format == "savedmodel"):
+        raise FileExistsError(
+            f"`path` must be free or hold a {format} to replace; {path} is a "
+            f"{'folder' if path.is_dir() else 'file'}."
+        )
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        raise FileExistsError(
+            "`path` must be free or hold a savedmodel to replace; the folder "
+            f"{path} holds something else."
+        )
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
     shape = image_shape(model)
     if images is None:
         images = noise(model)
@@ -175,7 +203,7 @@ def image_shape(model):
 
 def output_name(model):
     """What the model's output is: `"probabilities"`, or `"outputs"`."""
-    return "probabilities" if _ends_in_softmax(model) else "outputs"
+    return "probabilities" if ends_in_softmax(model) else "outputs"
 
 
 def logits(model, scores):
@@ -193,7 +221,7 @@ def logits(model, scores):
         float64 array `(images, classes)`.
     """
     scores = np.asarray(scores, "float64")
-    if not _ends_in_softmax(model):
+    if not ends_in_softmax(model):
         return scores
     # Below float32's smallest normal number, runtimes may flush to zero.
     logs = np.log(np.maximum(scores, np.finfo("float32").tiny))
@@ -270,7 +298,7 @@ def quiet(*names):
 
 
 def _preprocessing(preprocessing):
-    if preprocessing == "imagenet":
+    if isinstance(preprocessing, str) and preprocessing == "imagenet":
         return preprocess_input
     if preprocessing is None:
         return lambda image: image
@@ -280,11 +308,6 @@ def _preprocessing(preprocessing):
         '`preprocessing` must be "imagenet", None, or a Keras layer or model '
         f"from pixels to the network's input; got {preprocessing!r}."
     )
-
-
-def _ends_in_softmax(model):
-    activation = getattr(model.layers[-1], "activation", None)
-    return activation is keras.activations.softmax
 
 
 def _size(path):

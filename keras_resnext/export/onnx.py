@@ -33,8 +33,8 @@ def to_onnx(
     Args:
         model: A `keras.Model` with one image input of fixed size.
         path: File to write.
-        opset: ONNX operator set. Defaults to 17, the newest that keeps
-            GlobalAveragePool through tf2onnx.
+        opset: ONNX operator set, from 13 to 18. Defaults to 17, the newest
+            that keeps GlobalAveragePool through tf2onnx.
         preprocessing: `"imagenet"` if the file shall take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
             input, or `None` for the bare network. Defaults to `"imagenet"`.
@@ -62,6 +62,8 @@ def to_onnx(
     1.0
     """
     require("onnxruntime", extra="export", purpose="The ONNX check")
+    if type(opset) is not int or opset not in range(13, 19):
+        raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
     labels = check_labels(labels, model)
 
     def write(new):

@@ -58,7 +58,7 @@ def to_saved_model(
     def write(new):
         write_saved_model(
             artifact.serving_function(model, preprocessing, batch=None),
-            model,
+            [model, preprocessing],
             new,
             labels,
         )
@@ -76,19 +76,24 @@ def to_saved_model(
     )
 
 
-def write_saved_model(serve, model, path, labels=None):
+def write_saved_model(serve, parts, path, labels=None):
     """Write a serving function as a SavedModel, each weight once.
 
     Keras' own `model.export` tracks the variables twice and doubles the size.
 
     Args:
         serve: A function of `artifact.serving_function`.
-        model: The model it calls.
+        parts: The model and the preprocessing that it calls.
         path: Folder to write.
         labels: Class names, or `None`.
     """
     module = tf.Module()
-    module.weights = [variable.value for variable in model.variables]
+    module.weights = [
+        variable.value
+        for part in parts
+        if isinstance(part, keras.Layer)
+        for variable in part.variables
+    ]
     module.serve = serve
     if labels:
         # An asset's source is read while saving, and its name kept.
@@ -108,10 +113,11 @@ def check_labels(labels, model):
     if labels is None:
         return None
     labels, classes = list(labels), model.output_shape[-1]
-    if len(labels) != classes:
+    names = [label for label in labels if isinstance(label, str)]
+    if len(names) != classes or len(labels) != classes:
         raise ValueError(
             f"`labels` must hold the model's {classes} class names; got "
-            f"{len(labels)}."
+            f"{labels[:20]}."
         )
     return labels
 

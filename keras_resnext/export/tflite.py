@@ -74,7 +74,7 @@ def to_tflite(
             saved = Path(folder) / "saved_model"
             write_saved_model(
                 artifact.serving_function(model, preprocessing, batch=1),
-                model,
+                [model, preprocessing],
                 saved,
             )
             converter = tf.lite.TFLiteConverter.from_saved_model(

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -38,13 +39,14 @@ class ImageData:
 
     @property
     def held_out_split(self) -> str:
-        """Name of the split that is not trained on."""
+        """Name of the split that is not trained on; it holds images."""
         for split in HELD_OUT_SPLITS:
-            if split in self.builder.info.splits:
+            if split in self.builder.info.splits and self.num_examples(split):
                 return split
         raise ValueError(
-            f"`dataset` must have one of the splits {_listed(HELD_OUT_SPLITS)}"
-            f"; {self.builder.name} has {_listed(self.builder.info.splits)}."
+            "`dataset` must have images in one of the splits "
+            f"{_listed(HELD_OUT_SPLITS)}; {self.builder.name} has "
+            f"{_listed(self.builder.info.splits)}."
         )
 
     def num_examples(self, split: str) -> int:
@@ -56,7 +58,8 @@ class ImageData:
         splits = self.builder.info.splits
         if split not in splits:
             raise ValueError(
-                f"`split` must be one of {_listed(splits)}; got {split!r}."
+                f"`split` must be one of those of {self.builder.name}, "
+                f"{_listed(splits)}; got {split!r}."
             )
         return splits[split].num_examples
 
@@ -69,27 +72,64 @@ class ImageData:
                 # How TFDS says that files must be fetched by hand first.
                 raise FileNotFoundError(str(error)) from error
 
-    def images(self, split: str, image_size: int) -> tf.data.Dataset:
-        """All images of a split, in a fixed order.
+    def images(
+        self, split: str, image_size: int, *, shuffle_seed: int | None = None
+    ) -> tf.data.Dataset:
+        """All images of a split.
 
         Args:
             split: Name of the split.
             image_size: Side of the images, in pixels.
+            shuffle_seed: Seed of the order; `None` for the data set's own.
+                Defaults to `None`.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
             `(image_size, image_size, 3)`, and labels, int64.
         """
+        decode = self.builder.info.features["image"].decode_example
 
-        def load(image, label):
-            image = resize_and_crop(image, image_size)
+        def load(example):
+            image = resize_and_crop(decode(example["image"]), image_size)
             if image.shape[-1] == 1:
                 image = tf.image.grayscale_to_rgb(image)
-            return image, label
+            return image, example["label"]
 
         self.num_examples(split)  # says so if there is no such split
-        images = self.builder.as_dataset(split=split, as_supervised=True)
+        images = self.builder.as_dataset(
+            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        if shuffle_seed is not None:
+            # Encoded images take a small part of the memory of pixels.
+            images = images.shuffle(
+                _SHUFFLE_BUFFER,
+                seed=shuffle_seed,
+                reshuffle_each_iteration=False,
+            )
         return images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def locate(name: str | os.PathLike) -> str:
+    """A data set's name as it is, a folder's as an absolute path.
+
+    A bare name that TFDS knows is that data set, even where a folder is
+    called the same; `./name` is the folder.
+
+    Args:
+        name: Name of a TFDS builder, or path of a folder.
+
+    Returns:
+        The name, or the path.
+
+    Example:
+
+    >>> locate("digits")
+    'digits'
+    """
+    name = os.fspath(name)
+    folder = pathlib.Path(name).expanduser()
+    is_name = os.path.basename(name) == name and name in tfds.list_builders()
+    return str(folder.resolve()) if folder.is_dir() and not is_name else name
 
 
 def open_dataset(
@@ -101,8 +141,9 @@ def open_dataset(
         name: Name of a TFDS builder with an image and a label, such as
             `"digits"` (part of this package) or `"cifar10"`; or path of a
             folder `<split>/<class>/<image>.jpg` or `.png` with the splits
-            train and validation (or val, valid, test). A folder that exists
-            goes before a name.
+            train and validation (or val, valid, test), see `locate`. Images
+            are taken as they are stored; a photo's note of how the camera was
+            held (EXIF) is not followed.
         data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
             default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
@@ -118,23 +159,28 @@ def open_dataset(
     >>> open_dataset("digits").labels[:3]
     ['0', '1', '2']
     """
-    folder = pathlib.Path(name).expanduser()
-    if folder.is_dir():
-        data = ImageData(tfds.ImageFolder(str(folder)))
+    name = locate(name)
+    if os.path.isdir(name):
+        data = ImageData(tfds.ImageFolder(name))
         splits = data.builder.info.splits
         if not any(split.num_examples for split in splits.values()):
             raise ValueError(
                 "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
                 f".png; found no image two folders below {name}."
             )
-        return data
+        return _check_classes(data, name)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (
+        tfds.core.DatasetNotFoundError,
+        AssertionError,  # no such version
+        ValueError,  # no such configuration
+    ) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(
             "`dataset` must be a folder of images by class or a name that "
             f"tfds.list_builders() knows, such as digits or cifar10; "
-            f"got {name!r}."
+            f"got {name!r} ({reason})"
         ) from error
     if not (
         {"image", "label"} <= set(builder.info.features)
@@ -144,7 +190,7 @@ def open_dataset(
             "`dataset` must have the features image and label (one class); "
             f"{name} has {_listed(builder.info.features)}."
         )
-    return ImageData(builder)
+    return _check_classes(ImageData(builder), name)
 
 
 def training_batches(
@@ -152,8 +198,9 @@ def training_batches(
 ) -> tf.data.Dataset:
     """One epoch of shuffled, augmented batches for the network.
 
-    The order and every random change follow from `recipe.seed` and `epoch`
-    alone. The last batch is left out if it is not full.
+    Every random change follows from `recipe.seed` and `epoch`; so does the
+    order, with TensorFlow's global seed, which `train` sets. The last batch is
+    left out if it is not full.
 
     Args:
         data: An `ImageData`, prepared.
@@ -169,17 +216,18 @@ def training_batches(
     def change(number, example):
         image, label = example
         seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        crop_seed, flip_seed = tf.unstack(
+            tf.random.experimental.stateless_split(seed, 2)
+        )
         if recipe.crop_padding:
-            image = augment.pad_and_crop(image, recipe.crop_padding, seed)
+            image = augment.pad_and_crop(image, recipe.crop_padding, crop_seed)
         if recipe.flip:
-            image = augment.flip(image, seed)
+            image = augment.flip(image, flip_seed)
         return preprocess_input(image), label
 
-    images = data.images("train", recipe.image_size).shuffle(
-        _SHUFFLE_BUFFER,
-        seed=recipe.seed + epoch,
-        reshuffle_each_iteration=False,
-    )
+    # Hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+    (order,) = np.random.SeedSequence((recipe.seed, epoch)).generate_state(1)
+    images = data.images("train", recipe.image_size, shuffle_seed=int(order))
     return (
         tf.data.Dataset.zip(tf.data.Dataset.counter(first_image), images)
         .map(change, num_parallel_calls=tf.data.AUTOTUNE)
@@ -212,6 +260,15 @@ def evaluation_batches(
         .batch(batch_size)
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def _check_classes(data, name):
+    if len(data.labels) < 2:
+        raise ValueError(
+            f"`dataset` must have two classes or more; {name} has "
+            f"{_listed(data.labels)}."
+        )
+    return data
 
 
 def _listed(names):

@@ -1,6 +1,7 @@
 """The outer loop: epochs, checkpoints, history. It knows no architecture."""
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import tensorflow as tf
 
 from keras_resnext.extras import require
 from keras_resnext.files import staged
+from keras_resnext.preprocessing import check_classifier
 from keras_resnext.preprocessing import image_size
 from keras_resnext.resnext import build
 from keras_resnext.training import plots
 from keras_resnext.training.data import evaluation_batches
+from keras_resnext.training.data import locate
 from keras_resnext.training.data import open_dataset
 from keras_resnext.training.data import training_batches
 from keras_resnext.training.recipe import Recipe
@@ -35,6 +38,10 @@ class Progress:
         loss: Mean training loss in this epoch so far.
         accuracy: Training accuracy in this epoch so far.
         images_per_second: Training speed in this epoch so far.
+
+    Example:
+
+    >>> train(recipe, "runs/x", on_step=lambda p: print(p.step, p.loss))
     """
 
     epoch: int
@@ -54,6 +61,11 @@ class Evaluation:
         loss: Mean cross-entropy, in nats.
         labels: True classes, int64 `(examples,)`.
         predictions: Predicted classes, int64 `(examples,)`.
+
+    Example:
+
+    >>> evaluate(model, "digits").accuracy
+    0.9916666666666667
     """
 
     split: str
@@ -102,8 +114,10 @@ def train(
         The finished `Run`.
 
     Raises:
-        ValueError: if the recipe cannot work, or `workdir` holds another run,
-            which is left untouched.
+        ValueError: if the recipe cannot work, or `workdir` holds another run
+            or one of other classes, which is left untouched.
+        RuntimeError: if the loss is no longer finite; the last checkpoint
+            stays.
         ModuleNotFoundError: if matplotlib (extra `train`) is missing.
 
     Example:
@@ -112,7 +126,15 @@ def train(
     >>> run.load_model().predict(images)
     """
     run = Run(workdir)
+    recipe = dataclasses.replace(recipe, dataset=locate(recipe.dataset))
     run.check(recipe)
+    if run.finished:
+        return run
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "Training needs image_data_format channels_last (keras.json); "
+            f"got {keras.config.image_data_format()}."
+        )
     require("matplotlib", extra="train", purpose="The learning curves")
     strategy = make_strategy(strategy)
     if recipe.batch_size % strategy.num_replicas_in_sync:
@@ -121,6 +143,7 @@ def train(
             f"{strategy.num_replicas_in_sync}; got {recipe.batch_size}."
         )
     data = open_dataset(recipe.dataset, data_dir)
+    run.check_labels(data.labels)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = build(
@@ -130,13 +153,13 @@ def train(
             input_shape=(recipe.image_size, recipe.image_size, 3),
         )
     data.prepare()
+    held_out = data.held_out_split
     steps_per_epoch = data.num_examples("train") // recipe.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
             "`batch_size` must be at most the number of training images, "
             f"{data.num_examples('train')}; got {recipe.batch_size}."
         )
-    held_out = data.held_out_split
     run.start(recipe, data.labels)
 
     with strategy.scope():
@@ -175,6 +198,12 @@ def train(
         for step, (images, labels) in enumerate(batches, start=1):
             loss, right = train_step(images, labels)
             loss_sum, correct = loss_sum + float(loss), correct + int(right)
+            if not math.isfinite(loss_sum):
+                raise RuntimeError(
+                    f"The loss is not finite in step {step} of epoch "
+                    f"{epoch + 1}; a lower base_lr may help. {run.path} keeps "
+                    "the last checkpoint."
+                )
             seen = step * recipe.batch_size
             progress = Progress(
                 epoch=epoch + 1,
@@ -210,11 +239,10 @@ def train(
         if on_epoch:
             on_epoch(history[-1])
 
-    if first_epoch < recipe.epochs or not run.model_file.exists():
-        with staged(run.learning_curves, overwrite=True) as new:
-            plots.learning_curves(history, new)
-        with staged(run.model_file, overwrite=True) as new:
-            model.save(new)
+    with staged(run.learning_curves, overwrite=True) as new:
+        plots.learning_curves(history, new)
+    with staged(run.model_file, overwrite=True) as new:
+        model.save(new)
     return run
 
 
@@ -251,6 +279,7 @@ def evaluate(
     360
     """
     data = open_dataset(dataset, data_dir)
+    check_classifier(model)
     classes, size = model.output_shape[-1], image_size(model)
     if classes != len(data.labels):
         raise ValueError(
@@ -285,7 +314,7 @@ def _make_optimizer(recipe, steps_per_epoch):
     optimizer = keras.optimizers.SGD(
         keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=0.0 if warmup_steps else recipe.peak_lr,
-            decay_steps=recipe.epochs * steps_per_epoch - warmup_steps,
+            decay_steps=max(1, recipe.epochs * steps_per_epoch - warmup_steps),
             warmup_target=recipe.peak_lr if warmup_steps else None,
             warmup_steps=warmup_steps,
         ),

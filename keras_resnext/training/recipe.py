@@ -1,6 +1,7 @@
 """What a training run does, as numbers with units. No TensorFlow here."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable
 
@@ -72,6 +73,12 @@ class Recipe:
                     f"`{field.name}` must be of type {field.type.__name__}; "
                     f"got {value!r}."
                 )
+        for field in dataclasses.fields(self):
+            if field.type is float:
+                value = getattr(self, field.name)
+                self._require(field.name, math.isfinite(value), "finite")
+        self._require("dataset", bool(self.dataset), "a name or a folder")
+        self._require("seed", self.seed < 2**32, "less than 2**32")
         for name in ("image_size", "batch_size", "epochs", "base_lr"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "crop_padding", "seed"):

@@ -45,7 +45,13 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The run's `Recipe`."""
-        return Recipe(**json.loads(self._read(self._recipe_file)))
+        text = self._read(self._recipe_file)
+        try:
+            return Recipe(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._recipe_file} must hold a recipe; {error}."
+            ) from error
 
     @property
     def labels(self) -> list[str]:
@@ -75,6 +81,11 @@ class Run:
             )
         return keras.saving.load_model(self.model_file)
 
+    @property
+    def finished(self) -> bool:
+        """Whether training is done and the trained model there."""
+        return self.model_file.exists()
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds another run.
 
@@ -85,6 +96,10 @@ class Run:
             ValueError: if the recipe found differs, or files of unknown
                 origin stand where the run's would.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                f"`workdir` must be a folder; {self.path} is a file."
+            )
         if not self._recipe_file.exists():
             for path in (self.checkpoints, self.model_file, self._history_file):
                 if path.exists():
@@ -107,8 +122,22 @@ class Run:
                 f"another one: expected {', '.join(different)}."
             )
 
+    def check_labels(self, labels: list[str]) -> None:
+        """Refuse a data set whose classes are not those of the run.
+
+        Raises:
+            ValueError: if they differ in name or order.
+        """
+        if self._labels_file.exists() and labels != self.labels:
+            raise ValueError(
+                f"`dataset` must have the classes that {self.path} was "
+                f"trained on, {self.labels}; it has {labels}."
+            )
+
     def start(self, recipe: Recipe, labels: list[str]) -> None:
-        """Write down what this run is."""
+        """Write down what this run is, the first time."""
+        if self._recipe_file.exists() and self._labels_file.exists():
+            return
         with staged(self._recipe_file, overwrite=True) as new:
             new.write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
         with staged(self._labels_file, overwrite=True) as new:

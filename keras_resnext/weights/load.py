@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 
 
 def load_weights(model, source: str | os.PathLike) -> None:
@@ -14,14 +15,26 @@ def load_weights(model, source: str | os.PathLike) -> None:
         source: Path of a `.weights.h5` file.
 
     Raises:
-        ValueError: if `source` is no such file, or its arrays do not fit.
+        ValueError: if `source` is no such file, or its arrays do not fit;
+            the model is as it was then.
 
     Example:
 
     >>> keras_resnext.load_weights(model, "runs/x/model.weights.h5")
     """
     check_source(source)
-    model.load_weights(source)
+    before = model.get_weights()
+    try:
+        with warnings.catch_warnings():
+            # What Keras warns of layer by layer, the error below says once.
+            warnings.simplefilter("ignore", UserWarning)
+            model.load_weights(source)
+    except (ValueError, OSError, KeyError) as error:
+        model.set_weights(before)
+        raise ValueError(
+            f"`weights` must fit the model; {source} does not fit "
+            f"{model.name}: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def check_source(source: str | os.PathLike) -> None:
@@ -40,6 +53,6 @@ def check_source(source: str | os.PathLike) -> None:
     if str(source).endswith(".weights.h5") and pathlib.Path(source).is_file():
         return
     raise ValueError(
-        "`weights` must be None or the path of an existing .weights.h5 file "
+        "Weights must be None or the path of an existing .weights.h5 file "
         f"(published weights are not part of this version); got {source!r}."
     )
