@@ -527,7 +527,9 @@ def _dataset_of(run, dataset, data_dir):
         )
     dataset = dataset or run.recipe.dataset
     if run is not None:
-        run.check_labels(open_dataset(dataset, data_dir).labels)
+        data = open_dataset(dataset, data_dir)
+        data.prepare()  # or some names would not be known
+        run.check_labels(data.labels)
     return dataset
 
 

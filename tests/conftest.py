@@ -1,23 +1,19 @@
 """Set before anything imports TensorFlow, and what many tests share."""
 
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Data sets are prepared anew, and the user's own are left alone. TFDS reads
+# this when it is imported.
+_data_sets = tempfile.TemporaryDirectory(prefix="tfds-")
+os.environ["TFDS_DATA_DIR"] = _data_sets.name
 
 import keras
 import numpy as np
 import pytest
 
 import keras_resnext
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_data_sets(tmp_path_factory):
-    """Data sets are prepared anew, and the user's own are left alone."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
-    yield
-    patch.undo()
 
 
 def randomize(model, seed=0):

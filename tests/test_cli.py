@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from keras_resnext import cli
+from keras_resnext import paper
 from keras_resnext.training import Recipe
 
 
@@ -73,9 +75,26 @@ def test_list_and_summary(run_cli):
     status, output, _ = run_cli("list")
     assert status == 0
     assert output.split()[:2] == ["resnext50", "resnext101"]
-    status, output, _ = run_cli("summary", "resnext11_2x4d")
+    status, output, _ = run_cli("summary", "resnext50")
     assert status == 0
-    assert "conv2_block1_2_conv" in output
+    rows = [line.replace("│", " ").split() for line in output.splitlines()]
+    assert ["conv5", "7x7x2048", "14,544,896", "865,435,648", "852,992"] in rows
+    assert ["total", "25,028,904", "4,230,479,872", "14,400,512"] in rows
+
+
+def test_summary_of_the_paper(run_cli, monkeypatch):
+    """Counted columns beside the published ones; all of it takes a minute."""
+    tables = {
+        t: rows[-1:] for t, rows in paper.TABLES.items() if "Table 1" in t
+    }
+    monkeypatch.setattr(paper, "TABLES", tables)
+    status, output, _ = run_cli("summary", "--paper")
+    assert status == 0
+    assert "ResNeXt-50" in output
+    assert "25.03 M" in output
+    assert "4.230 G" in output
+    assert "22.2 %" in output
+    assert "were not measured here" in output
 
 
 def test_training_command_keeps_its_recipe(digits_run):
@@ -95,8 +114,15 @@ def test_evaluate_counts_and_draws(digits_run, run_cli):
     assert float(accuracy) > 0.9
     with Image.open(digits_run / "predictions.png") as picture:
         assert min(picture.size) > 400
+    before = (digits_run / "predictions.png").read_bytes()
     status, output, _ = run_cli("evaluate", digits_run, "--split", "train")
     assert "all 1437 images seen" in output
+    assert (digits_run / "predictions.png").read_bytes() == before
+    status, output, error = run_cli(
+        "evaluate", digits_run, "--at-least", 0.9999
+    )
+    assert status == 1
+    assert "accuracy must be at least 0.9999; it is 0.9" in error
 
 
 def test_predict_names_the_digits(digits_run, run_cli, tmp_path):
@@ -173,6 +199,10 @@ def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
         ("train --workdir {new} epoch=2", "A recipe field must be set as"),
         ("train --workdir {new} --strategy x", "`strategy` must be one of"),
         ("train --workdir {run}", "expected model 'resnext11_8x4d' (found 'r"),
+        ("summary", "`summary` must get the name of a model or --paper"),
+        ("train --workdir {run}/recipe.json", "`workdir` must be a folder"),
+        ("evaluate {run} --dataset {other}", "must have the classes that"),
+        ("export {run} --data {other}", "must have the classes that"),
         ("evaluate {new}", "`model` must be the folder of a training run"),
         ("evaluate {run} --dataset x", "`dataset` must be"),
         ("evaluate {run} --split dev", "`split` must be one of"),
@@ -187,7 +217,12 @@ def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
 def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
     new = tmp_path / "new"
     before = {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")}
-    filled = arguments.format(new=new, run=digits_run).split()
+    for name in ("cat", "dog"):
+        (tmp_path / "other" / "test" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / f"other/test/{name}/0.png")
+    filled = arguments.format(
+        new=new, run=digits_run, other=tmp_path / "other"
+    ).split()
     status, output, error = run_cli(*filled)
     assert status == 1
     assert error.count("\n") == 1
@@ -196,6 +231,18 @@ def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
     assert "Recipe" in output or not output
     assert not new.exists()
     assert {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")} == before
+
+
+def test_other_backends_cannot_train():
+    done = subprocess.run(
+        [*(sys.executable, "-m", "keras_resnext"), "train", "--workdir", "x"],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Training needs Keras on TensorFlow" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
@@ -211,7 +258,9 @@ def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
             "export",
         ),
         (f"export {digits_run} --format onnx --output {tmp_path}/a", "export"),
+        (f"export {digits_run} --output {tmp_path}/a", "export"),
         (f"train --workdir {tmp_path}/a", "train"),
+        (f"evaluate {digits_run}", "train"),
     ):
         status, _, error = run_cli(*arguments.split())
         assert status == 1

@@ -125,6 +125,47 @@ def test_crops_are_shifts_and_flips_are_mirrors():
     }
 
 
+def test_half_of_the_images_are_flipped(digits):
+    flipping = dataclasses.replace(RECIPE, flip=True)
+    plain, labels = collect(data.training_batches(digits, RECIPE, 0))
+    found, same = collect(data.training_batches(digits, flipping, 0))
+    np.testing.assert_array_equal(labels, same)
+    straight = np.all(found == plain, axis=(1, 2, 3))
+    mirrored = np.all(found == plain[:, :, ::-1], axis=(1, 2, 3))
+    assert np.all(straight | mirrored)
+    # 1400 fair coins: four standard deviations are 75.
+    assert abs(mirrored.sum() - 700) < 80
+
+
+def test_seeds_and_epochs_do_not_repeat_each_other(digits):
+    tf.random.set_seed(0)
+    first, second = (
+        collect(data.training_batches(digits, recipe, epoch))[1]
+        for recipe, epoch in (
+            (RECIPE, 1),
+            (dataclasses.replace(RECIPE, seed=1), 0),
+        )
+    )
+    assert np.any(first != second)
+
+
+def test_names_and_folders_are_told_apart(folder, monkeypatch):
+    (folder / "digits").mkdir()
+    monkeypatch.chdir(folder)
+    assert data.locate("digits") == "digits"
+    assert data.locate("./digits") == str(folder / "digits")
+    assert data.locate(".") == str(folder)
+    assert data.locate("no such name") == "no such name"
+
+
+def test_one_class_is_none(tmp_path):
+    place = tmp_path / "train" / "only"
+    place.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(place / "0.png")
+    with pytest.raises(ValueError, match="two classes or more; .* has only"):
+        data.open_dataset(str(tmp_path))
+
+
 def test_folder_of_images_by_class(folder):
     found = data.open_dataset(str(folder))
     found.prepare()
@@ -154,10 +195,14 @@ def test_unknown_data_sets_are_refused(tmp_path):
 
 
 def test_unknown_splits_are_refused(digits, folder):
-    with pytest.raises(ValueError, match="one of .*train.*; got 'dev'"):
+    with pytest.raises(
+        ValueError, match="`split` must be .*train.*; got 'dev'"
+    ):
         digits.images("dev", 8)
     only = folder / "only"
     only.mkdir()
     (folder / "train").rename(only / "train")
-    with pytest.raises(ValueError, match="one of the splits .*has train"):
+    with pytest.raises(
+        ValueError, match="images in one of the splits .*has train"
+    ):
         _ = data.open_dataset(str(only)).held_out_split

@@ -1,5 +1,7 @@
 """Nothing half-written, nothing lost."""
 
+import pathlib
+
 import pytest
 
 from keras_resnext.extras import require
@@ -58,6 +60,47 @@ def test_failure_leaves_what_was_there(tmp_path, folder):
     with pytest.raises(RuntimeError, match="halfway"):
         write_half()
     assert (target / "a" if folder else target).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("moment", ["aside", "in place"])
+def test_interrupted_replacement_keeps_the_old_folder(
+    tmp_path, monkeypatch, moment
+):
+    """Ctrl-C right after, or right before, the old folder was moved."""
+    target = tmp_path / "x"
+    target.mkdir()
+    (target / "a").write_text("old")
+    rename = pathlib.Path.rename
+
+    def interrupted(self, to):
+        if moment == "aside" and self == target:
+            rename(self, to)
+            raise KeyboardInterrupt
+        new_one = to == target and not self.name.endswith(".old")
+        if moment == "in place" and new_one:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(pathlib.Path, "rename", interrupted)
+
+    def replace():
+        with staged(target, overwrite=True) as new:
+            new.mkdir()
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("old_is_folder", [False, True])
+def test_a_file_and_a_folder_replace_each_other(tmp_path, old_is_folder):
+    target = tmp_path / "x"
+    for folder in (old_is_folder, not old_is_folder):
+        with staged(target, overwrite=True) as new:
+            new.mkdir() if folder else new.write_text("")
+    assert target.is_dir() != old_is_folder
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -147,6 +148,48 @@ def test_another_run_is_refused_and_untouched(run, recipe):
     assert state() == before
 
 
+def test_changed_classes_are_refused_and_labels_kept(folder, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    recipe = Recipe(
+        dataset=str(copy),
+        model="resnext11_1x4d",
+        image_size=8,
+        batch_size=8,
+        epochs=2,
+        warmup_epochs=0.0,
+    )
+
+    def stop(entry):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "x", on_epoch=stop)
+    for split in ("train", "test"):
+        (copy / split / "40").rename(copy / split / "010")
+    with pytest.raises(ValueError, match="`dataset` must have the classes"):
+        train(recipe, tmp_path / "x")
+    assert Run(tmp_path / "x").labels == ["120", "200", "40"]
+
+
+def test_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch):
+    def broken_step(*_, **__):
+        return lambda images, labels: (tf.constant(np.nan), tf.constant(0))
+
+    monkeypatch.setattr(loop, "make_train_step", broken_step)
+    with pytest.raises(RuntimeError, match="not finite in step 1 of epoch 1"):
+        train(recipe, tmp_path / "x")
+    assert not (tmp_path / "x" / "model.keras").exists()
+
+
+def test_evaluation_wants_probabilities(folder):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    with pytest.raises(ValueError, match="`model` must end in class prob"):
+        evaluate(model, str(folder))
+
+
 def test_files_of_unknown_origin_are_refused(recipe, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="has checkpoints and no recipe.json"):
@@ -161,12 +204,21 @@ def test_files_of_unknown_origin_are_refused(recipe, tmp_path):
         ({"form": "x"}, "`form` must be one of"),
         ({"image_size": 2}, "`input_shape` must be .* at least 4"),
         ({"batch_size": 100}, "`batch_size` must be at most .*24; got 100"),
+        ({"dataset": "digits:9.9.9"}, "`dataset` must be"),
     ],
 )
 def test_bad_recipes_leave_no_trace(recipe, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(recipe, **changes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_workdir_must_be_a_folder(recipe, tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(
+        ValueError, match="`workdir` must be a folder; .*x is a"
+    ):
+        train(recipe, tmp_path / "x")
 
 
 def test_unknown_strategy(recipe, tmp_path):
@@ -184,6 +236,9 @@ def test_evaluation_refuses_other_classes(run):
 def test_unfinished_run_has_no_model(tmp_path):
     with pytest.raises(ValueError, match="folder of a training run"):
         Run(tmp_path).load_model()
+    (tmp_path / "recipe.json").write_text('{"epoch": 3}')
+    with pytest.raises(ValueError, match="recipe.json must hold a recipe"):
+        _ = Run(tmp_path).recipe
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(ValueError, match="has no model.keras yet"):
         Run(tmp_path).load_model()

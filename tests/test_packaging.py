@@ -24,7 +24,7 @@ def test_everything_installed_is_in_the_lock():
     several = re.findall(r"^([\w.-]+)==", read("requirements.lock"), re.M)
     for found in importlib.metadata.distributions():
         name = normal(found.name)
-        # pip and setuptools come with .venv; torch is not ours.
+        # pip and setuptools come with .venv.
         if name in ("keras-resnext", "pip", "setuptools"):
             continue
         assert name in lock, f"{name} is installed and not in the lock"

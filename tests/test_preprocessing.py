@@ -27,6 +27,9 @@ def test_preprocessing_is_that_of_keras_applications(image):
     # Values up to 2.7, a handful of float32 roundings each.
     np.testing.assert_allclose(found, expected, atol=2e-6)
     np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(
+        keras_resnext.preprocess_input(image.tolist()), found
+    )
 
     tensor = keras_resnext.preprocess_input(keras.ops.convert_to_tensor(image))
     np.testing.assert_allclose(tensor, expected, atol=2e-6)
@@ -64,6 +67,12 @@ def test_predictions_are_named_in_order():
         ValueError, match=r"shape \(batch, 1000\).*got \(2, 9\)"
     ):
         keras_resnext.decode_predictions(scores[:, :9])
+    with pytest.raises(
+        ValueError, match="`top` must be from 1 to 1000; got -1"
+    ):
+        keras_resnext.decode_predictions(scores, top=-1)
+    counts = (scores * 10).astype("uint8")
+    assert keras_resnext.decode_predictions(counts, top=1)[0][0][1] == "daisy"
 
 
 def test_crop_is_the_centred_square():

@@ -15,6 +15,8 @@ import pytest
 
 import keras_resnext
 from keras_resnext.resnext import build
+from tests import reference
+from tests.conftest import randomize
 from tests.regenerate_golden import GOLDEN
 from tests.regenerate_golden import VARIANTS
 from tests.regenerate_golden import describe
@@ -100,6 +102,71 @@ def test_layers_are_as_frozen(name):
     load: say so in CHANGELOG.md and run `make golden`.
     """
     assert describe(VARIANTS[name]()) == frozen(name)
+
+
+@pytest.mark.parametrize(
+    ("stem", "depths", "size"),
+    [
+        ("imagenet", (1, 2, 1, 1), (96, 64)),
+        ("imagenet", (1, 1), (51, 75)),
+        ("cifar", (1, 1, 2), (16, 16)),
+    ],
+)
+def test_forward_against_numpy(stem, depths, size):
+    """Stride, padding, pooling and epsilon, as the paper and torch have them.
+
+    Even and odd sides: padding on one side only would show.
+    """
+    keras.utils.set_random_seed(0)
+    model = randomize(
+        keras_resnext.ResNeXt(
+            depths, 4, 4, stem=stem, classes=10, input_shape=(*size, 3)
+        )
+    )
+    images = np.random.default_rng(0).normal(size=(2, *size, 3))
+    expected = reference.forward(model, images, 4, depths, stem)
+    assert expected.std() > 1e-3
+    # Logits of order 1 after about 16 float32 sums of 1000 terms.
+    np.testing.assert_allclose(
+        model(images), expected, rtol=16 * np.sqrt(1000) * 2**-24
+    )
+
+
+def test_batch_norm_is_torchs():
+    """torch: eps 1e-5, and a momentum of 0.1 that weighs the new value."""
+    norms = [
+        layer
+        for layer in build("resnext11_2x4d").layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(norms) == 13
+    assert {(n.epsilon, n.momentum, n.axis) for n in norms} == {(1e-5, 0.9, -1)}
+
+
+def test_weights_of_another_model_leave_this_one_as_it_was(tmp_path):
+    build("resnext11_4x4d", classes=10).save_weights(
+        tmp_path / "other.weights.h5"
+    )
+    (tmp_path / "junk.weights.h5").write_text("no HDF5")
+    model = build("resnext11_2x4d", classes=10)
+    before = model.get_weights()
+    for name in ("other", "junk"):
+        with pytest.raises(ValueError, match=f"must fit .*{name}.*resnext11_2"):
+            keras_resnext.load_weights(model, tmp_path / f"{name}.weights.h5")
+        for got, want in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_numpy_integers_are_integers():
+    model = keras_resnext.ResNeXt(
+        (np.int64(1), 1),
+        np.int64(2),
+        np.int32(4),
+        classes=np.int64(10),
+        input_shape=tuple(np.array([64, 64, 3])),
+    )
+    assert model.name == "resnext8_2x4d"
+    assert model.output_shape == (None, 10)
 
 
 @pytest.mark.parametrize("builder", list(BUILDERS.values()), ids=list(BUILDERS))
@@ -278,7 +345,8 @@ assert np.abs(gradient).sum() > 0
         ({"output_stride": 4}, "`output_stride` must be one of 8, 16, 32"),
         ({"drop_path_rate": 1}, "`drop_path_rate` must be a number in"),
         ({"drop_path_rate": 0.1, "residual": False}, "must be 0 without"),
-        ({"weights": "imagenet"}, "`weights` must be None or .*'imagenet'"),
+        ({"classifier_activation": "relux"}, "`classifier_activation` must"),
+        ({"weights": "imagenet"}, "Weights must be None or .*'imagenet'"),
         ({"weights": "no.weights.h5"}, "existing .weights.h5 file"),
     ],
 )
@@ -303,7 +371,14 @@ def test_input_shape_must_agree_with_the_tensor():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet51", "resnext", "resnext50_32", "resnext30_8x64d", "x"]
+    "name",
+    [
+        "resnet51",
+        "resnext",
+        "resnext50_32",
+        "resnext30_8x64d",
+        "resnext2_8x64d",
+    ],
 )
 def test_unknown_models_are_refused(name):
     with pytest.raises(ValueError, match="`model` must be one of resnext50"):

@@ -34,7 +34,11 @@ class ImageData:
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, in the order of their indices."""
+        """Names of the classes, in the order of their indices.
+
+        Some data sets know them only once they are prepared, and have the
+        indices instead until then.
+        """
         return list(self.builder.info.features["label"].names)
 
     @property

@@ -143,7 +143,6 @@ def train(
             f"{strategy.num_replicas_in_sync}; got {recipe.batch_size}."
         )
     data = open_dataset(recipe.dataset, data_dir)
-    run.check_labels(data.labels)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = build(
@@ -153,6 +152,7 @@ def train(
             input_shape=(recipe.image_size, recipe.image_size, 3),
         )
     data.prepare()
+    run.check_labels(data.labels)  # some are known only now
     held_out = data.held_out_split
     steps_per_epoch = data.num_examples("train") // recipe.batch_size
     if steps_per_epoch == 0:
