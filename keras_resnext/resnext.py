@@ -126,6 +126,7 @@ def ResNeXt(
     _check_choice(form=form, among=tuple(blocks.TRANSFORMS))
     _check_choice(pooling=pooling, among=(None, "avg", "max"))
     _check_positive(classes=classes)
+    classes = int(classes)
     try:
         keras.activations.get(classifier_activation)
     except ValueError as error:
