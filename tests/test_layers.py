@@ -230,17 +230,11 @@ def test_groups_must_divide(groups, channels):
 @pytest.mark.skipif(not ONEDNN, reason="this is the inner run")
 def test_all_of_this_without_onednn():
     """oneDNN is chosen when TensorFlow loads, so it takes a new process."""
+    outer = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
+    options = ("-q", "-n0", "-p", "no:cacheprovider")
     inner = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
-        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
+        [sys.executable, "-m", "pytest", *options, __file__],
+        env={**outer, "TF_ENABLE_ONEDNN_OPTS": "0"},
         capture_output=True,
         text=True,
     )

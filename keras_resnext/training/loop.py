@@ -65,7 +65,7 @@ class Evaluation:
     Example:
 
     >>> evaluate(model, "digits").accuracy
-    0.9916666666666667
+    0.9944444444444445
     """
 
     split: str
