@@ -96,7 +96,7 @@ def list_models():
         console.print(name)
     console.print(
         "and resnext<depth>_<cardinality>x<base_width>d, such as "
-        "resnext50_2x40d or resnext29_8x64d"
+        "resnext50_16x8d or resnext20_4x16d"
     )
 
 

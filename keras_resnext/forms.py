@@ -292,6 +292,11 @@ def _folding_plan(model):
     for norm in layers.values():
         if not isinstance(norm, keras.layers.BatchNormalization):
             continue
+        if len(producers[norm.name]) != 1:
+            raise ValueError(
+                f"`model` must use each batch norm once; {norm.name} is used "
+                f"{len(producers[norm.name])} times."
+            )
         (source,) = producers[norm.name]
         convs = [source]
         if isinstance(layers.get(source), keras.layers.Add):

@@ -39,7 +39,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         with `"channels_first"`.
 
     Raises:
-        ValueError: if `groups` divides the channels or `filters` not.
+        ValueError: if `groups` does not divide the channels or `filters`.
 
     Example:
 

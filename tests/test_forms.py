@@ -226,6 +226,8 @@ def test_what_cannot_be_folded_is_named():
     norm = keras.layers.BatchNormalization(name="shared_bn")
     conv = keras.layers.Conv2D(4, 1, name="read_twice")(inputs)
     refused([norm(conv), conv], "shared_bn reads read_twice")
+    norm = keras.layers.BatchNormalization(name="norm_twice")
+    refused(norm(norm(conv)), "norm_twice is used 2 times")
 
 
 def test_stock_file_opens_without_this_package(tmp_path):

@@ -25,9 +25,9 @@ def load_weights(model, source: str | os.PathLike) -> None:
     check_source(source)
     before = model.get_weights()
     try:
-        with warnings.catch_warnings():
-            # What Keras warns of layer by layer, the error below says once.
-            warnings.simplefilter("ignore", UserWarning)
+        # What Keras warns of layer by layer, the error below says once.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             model.load_weights(source)
     except (ValueError, OSError, KeyError) as error:
         model.set_weights(before)
@@ -35,6 +35,8 @@ def load_weights(model, source: str | os.PathLike) -> None:
             f"`weights` must fit the model; {source} does not fit "
             f"{model.name}: {str(error).strip().splitlines()[0]}"
         ) from error
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=2)
 
 
 def check_source(source: str | os.PathLike) -> None:
