@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint golden lock clean
+.PHONY: help demo test test-slow peers lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,8 @@ test: lint  ## Lint, check the import contract, run the tests
 test-slow: $(VENV)/dev.installed  ## Only the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
+peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
+
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +38,7 @@ golden: $(VENV)/dev.installed  ## Rewrite tests/golden after an intended change
 	$(BIN)/python -m tests.regenerate_golden
 
 lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.lock
-	$(BIN)/uv pip compile setup.cfg --universal --all-extras --upgrade \
+	$(BIN)/uv pip compile setup.cfg --universal --extra dev --upgrade \
 	  --python-version 3.11 --no-emit-index-url --no-header \
 	  --no-annotate --output-file requirements.lock
 
@@ -58,3 +60,7 @@ $(VENV)/demo.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/pyth
 $(VENV)/dev.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/demo.installed
+
+$(VENV)/peers.installed: $(VENV)/dev.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,peers]'
+	@touch $@
