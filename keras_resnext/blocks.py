@@ -11,6 +11,7 @@ their difference is the explanation.
 
 import keras
 
+from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
 
 # torch's batch norm, which all published weights were trained with: its
@@ -231,7 +232,7 @@ def convolution(
 
 def batch_norm(x, *, name):
     """Batch norm over the channels, with the constants of published weights."""
-    return keras.layers.BatchNormalization(
+    return FusedBatchNormalization(
         axis=channel_axis(),
         epsilon=BATCH_NORM_EPSILON,
         momentum=BATCH_NORM_MOMENTUM,

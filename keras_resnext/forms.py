@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_resnext import blocks
+from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
 
 # Layers inside a block's transform, whichever its form: "<block>_<part>" and,
@@ -19,6 +20,11 @@ _PART = re.compile(
     r"(?P<block>.+)_(?P<part>1_conv|1_bn|1_relu|2_pad|2_conv|2_bn|2_relu"
     r"|2_concat|3_conv|3_sum|3_bn)(?P<path>_path\d+)?"
 )
+
+_STOCK_LAYERS = {
+    GroupedConv2D: keras.layers.Conv2D,
+    FusedBatchNormalization: keras.layers.BatchNormalization,
+}
 
 
 def convert_form(model: keras.Model, form: str) -> keras.Model:
@@ -116,8 +122,9 @@ def to_stock_layers(model: keras.Model) -> keras.Model:
     model = _as_functional(model)
 
     def make(layer):
-        if isinstance(layer, GroupedConv2D):
-            return keras.layers.Conv2D.from_config(layer.get_config())
+        for ours, stock in _STOCK_LAYERS.items():
+            if isinstance(layer, ours):
+                return stock.from_config(layer.get_config())
         return to_stock_layers(layer) if _is_nested(layer) else _copy(layer)
 
     new = keras.models.clone_model(model, clone_function=make)

@@ -1,4 +1,4 @@
-"""Layers that keep ResNeXt fast: a grouped convolution that trains anywhere."""
+"""Layers that keep ResNeXt fast: grouped convolution, fused batch norm."""
 
 import contextlib
 import functools
@@ -72,6 +72,82 @@ class GroupedConv2D(keras.layers.Conv2D):
         if channels_first:
             outputs = keras.ops.transpose(outputs, (0, 3, 1, 2))
         return outputs
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` that trains in one kernel.
+
+    In training Keras spells batch norm out as a dozen operations that each
+    pass over the activations, in float32 whatever the policy. This layer
+    calls TensorFlow's fused kernel, which reads and writes them in the
+    layer's own dtype and keeps statistics in float32. Arguments, variables,
+    config and results are those of `keras.layers.BatchNormalization`, to
+    rounding: the moving variance averages the *biased* variance of each
+    batch, as Keras defines it, so the kernel's unbiased one is multiplied by
+    (n - 1) / n, n being the values a channel has in a batch.
+
+    Keras' own computation is used in inference and while frozen, on other
+    backends than TensorFlow, and for what the kernel does not know: inputs
+    that are not `(batch, height, width, channels)`, float64, a mask,
+    `renorm=True`, and `synchronized=True`, where replicas share statistics.
+
+    Call arguments:
+        inputs: Tensor `(batch, height, width, channels)`, or of any rank.
+        training: Whether to normalise by this batch's statistics and update
+            the moving ones.
+        mask: Which positions count, see Keras.
+
+    Returns:
+        Tensor of the inputs' shape.
+
+    Example:
+
+    >>> layer = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
+    >>> layer(keras.random.normal((8, 56, 56, 128)), training=True).shape
+    TensorShape([8, 56, 56, 128])
+
+    Reference:
+        Ioffe and Szegedy, arXiv 1502.03167, algorithm 1.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if not (
+            training and self.trainable and mask is None and self._fits(inputs)
+        ):
+            return super().call(inputs, training=training, mask=mask)
+
+        import tensorflow as tf
+
+        channels = inputs.shape[-1]
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma if self.scale else tf.ones(channels),
+            offset=self.beta if self.center else tf.zeros(channels),
+            mean=tf.zeros(0),  # empty: taken from the batch
+            variance=tf.zeros(0),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        n = tf.cast(tf.size(inputs) // channels, "float32")
+        self._move(self.moving_mean, mean)
+        self._move(self.moving_variance, variance * ((n - 1) / n))
+        return outputs
+
+    def _fits(self, inputs):
+        """Whether TensorFlow's kernel computes what Keras would."""
+        return (
+            keras.backend.backend() == "tensorflow"
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and not (self.synchronized or self.renorm)
+            and inputs.dtype.name == self.compute_dtype
+            and self.compute_dtype in ("float16", "bfloat16", "float32")
+            and self.variable_dtype == "float32"
+        )
+
+    def _move(self, moving, value):
+        moving.assign(moving * self.momentum + value * (1 - self.momentum))
 
 
 def convolution_path(dtype: str = "float32") -> str:

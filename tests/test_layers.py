@@ -1,4 +1,4 @@
-"""GroupedConv2D against a convolution written as patches times kernel."""
+"""GroupedConv2D against patches times kernel, batch norm against Keras'."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
 from keras_resnext.layers import convolution_path
 from keras_resnext.layers import use_convolution_path
@@ -225,6 +226,184 @@ def test_unknown_path_is_refused():
 def test_groups_must_divide(groups, channels):
     with pytest.raises(ValueError, match="divisible by the number of groups"):
         GroupedConv2D(16, 3, groups=groups).build((None, 8, 8, channels))
+
+
+def norm_pair(dtype="float32", **arguments):
+    """A fused batch norm and Keras' own in float64, with equal weights."""
+    arguments = {"momentum": 0.8, "epsilon": 1e-3, **arguments}
+    fused = FusedBatchNormalization(dtype=dtype, **arguments)
+    exact = keras.layers.BatchNormalization(dtype="float64", **arguments)
+    return fused, exact
+
+
+def train_norms(layers, inputs, weights, **call):
+    """Outputs, gradients and moving statistics of two training steps."""
+    found = []
+    for layer in layers:
+        dtype = layer.compute_dtype
+        x = tf.cast(inputs, dtype)
+        if not layer.built:
+            layer.build(x.shape)
+            rng = np.random.default_rng(5)
+            layer.set_weights(
+                [rng.uniform(0.5, 2, w.shape) for w in layer.weights]
+            )
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True, **call)
+                loss = tf.reduce_sum(y * tf.cast(weights, dtype))
+            values = [x, *(v.value for v in layer.trainable_variables)]
+            gradients = tape.gradient(loss, values)
+        found.append(
+            [
+                np.asarray(tf.cast(value, "float64"))
+                for value in (y, *gradients, *layer.non_trainable_variables)
+            ]
+        )
+    return found
+
+
+def norm_data(shape=(3, 2, 2, 5)):
+    """Few values a channel, far from zero, exact in every dtype."""
+    rng = np.random.default_rng(6)
+    draw = [rng.normal(3, 1, shape), rng.normal(0, 1, shape)]
+    return [tf.cast(tf.cast(a, "bfloat16"), "float64") for a in draw]
+
+
+def assert_norms_agree(found, exact, dtype, cancelled=1):
+    """Two roundings, to the layer's dtype, of the largest value.
+
+    Sums are in float32 and its 2^-24 is far below the other dtypes' steps; in
+    float32 itself a sum of 12 terms, twice, takes some ten of them,
+    and `cancelled` times that where the variance is a difference.
+    """
+    for got, want in zip(found, exact, strict=True):
+        steps = 2 * ROUNDOFF[dtype] + 20 * cancelled * ROUNDOFF["float32"]
+        got, want = np.asarray(got, "float64"), np.asarray(want)
+        assert np.abs(got - want).max() <= steps * np.abs(want).max()
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDOFF))
+@pytest.mark.parametrize("affine", [True, False])
+def test_fused_norm_is_keras_norm(dtype, affine):
+    policy = dtype if dtype == "float32" else f"mixed_{dtype}"
+    layers = norm_pair(policy, center=affine, scale=affine)
+    found, exact = train_norms(layers, *norm_data())
+    assert layers[0](norm_data()[0], training=True).dtype == dtype
+    assert_norms_agree(found, exact, dtype)
+
+
+def test_moving_variance_is_the_biased_one():
+    fused, _ = norm_pair()
+    inputs, _ = norm_data()
+    x = tf.cast(inputs, "float32")
+    fused(x, training=True)
+    # Keras starts at 1. The kernel's own variance is 12 / 11 of this.
+    expected = 0.8 + 0.2 * np.var(inputs, axis=(0, 1, 2))
+    np.testing.assert_allclose(fused.moving_variance, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["graph", "xla"])
+def test_fused_norm_in_a_graph(path):
+    fused, exact = norm_pair()
+    inputs, _ = norm_data()
+    fused.build(inputs.shape)
+    exact.build(inputs.shape)
+    graph = tf.function(
+        lambda x: fused(x, training=True), jit_compile=path == "xla"
+    )
+    x = tf.cast(inputs, "float32")
+    outputs, expected = graph(x), exact(inputs, training=True)
+    # XLA subtracts mean^2 = 9 from E[x^2] = 10.
+    cancelled = 10 if path == "xla" else 1
+    assert_norms_agree([outputs], [expected], "float32", cancelled)
+    weights = fused.get_weights(), exact.get_weights()
+    assert_norms_agree(*weights, "float32", cancelled)
+    kinds = {
+        op.type for op in graph.get_concrete_function(x).graph.get_operations()
+    }
+    assert "FusedBatchNormV3" in kinds
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "call"),
+    [
+        ({"axis": 1}, (3, 5, 2, 2), {}),
+        ({}, (12, 5), {}),
+        ({}, (3, 4, 5), {}),
+        ({}, (3, 2, 2, 5), {"mask": np.arange(12).reshape(3, 2, 2) > 4}),
+        ({"synchronized": True}, (3, 2, 2, 5), {}),
+        ({"renorm": True}, (3, 2, 2, 5), {}),
+        ({"dtype": "float64"}, (3, 2, 2, 5), {}),
+    ],
+    ids=["axis", "rank 2", "rank 3", "mask", "synchronized", "renorm", "64"],
+)
+def test_what_the_kernel_does_not_know_goes_to_keras(layer, shape, call):
+    fused, _ = norm_pair(**layer)
+    stock = keras.layers.BatchNormalization.from_config(fused.get_config())
+    found, expected = train_norms((fused, stock), *norm_data(shape), **call)
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_fused_norm_uses_moving_statistics_like_keras(frozen):
+    fused, _ = norm_pair()
+    inputs, weights = norm_data()
+    train_norms([fused], inputs, weights)
+    stock = keras.layers.BatchNormalization.from_config(fused.get_config())
+    stock.build(inputs.shape)
+    stock.set_weights(fused.get_weights())
+    assert stock.get_config() == fused.get_config()
+    before = fused.get_weights()
+    for layer in (fused, stock):
+        layer.trainable = not frozen
+    np.testing.assert_array_equal(
+        fused(inputs, training=frozen), stock(inputs, training=frozen)
+    )
+    for old, new in zip(before, fused.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+REPLICAS = """
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_resnext
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.random.default_rng(0).normal(3, 1, (8, 2, 2, 5)).astype("float32")
+found = []
+with strategy.scope():
+    for kind in (
+        keras_resnext.layers.FusedBatchNormalization,
+        keras.layers.BatchNormalization,
+    ):
+        layer = kind(momentum=0.5)
+        layer.build(x.shape)
+        halves = strategy.experimental_distribute_values_from_function(
+            lambda c: tf.constant(np.split(x, 2)[c.replica_id_in_sync_group])
+        )
+        run = tf.function(lambda x: strategy.run(layer, (x,), {"training": 1}))
+        outputs = strategy.gather(run(halves), axis=0)
+        found.append([outputs.numpy(), *layer.get_weights()])
+for ours, stock in zip(*found, strict=True):
+    np.testing.assert_allclose(ours, stock, atol=1e-5)
+"""
+
+
+def test_fused_norm_under_replicas_is_keras_norm():
+    """Logical devices are set once a process."""
+    inner = subprocess.run(
+        [sys.executable, "-c", REPLICAS], capture_output=True, text=True
+    )
+    assert inner.returncode == 0, inner.stderr
 
 
 @pytest.mark.skipif(not ONEDNN, reason="this is the inner run")

@@ -73,7 +73,9 @@ def test_trainable_parameters(name, expected):
     count = sum(
         math.prod(shape)
         for kind, _, shapes in frozen(name)
-        for shape in (shapes[:2] if kind == "BatchNormalization" else shapes)
+        for shape in (
+            shapes[:2] if kind == "FusedBatchNormalization" else shapes
+        )
     )
     assert count == expected
 
