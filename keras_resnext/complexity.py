@@ -41,8 +41,9 @@ def count_complexity(model: keras.Model) -> Complexity:
         A `Complexity` for a batch of one.
 
     Raises:
-        ValueError: if the size of a layer's output is not fixed, or a layer
-            is used more than once.
+        ValueError: if the size of a layer's output is not fixed, a layer is
+            used more than once or of a kind that it cannot count, or the
+            model is not functional or sequential.
 
     Example:
 
@@ -52,6 +53,11 @@ def count_complexity(model: keras.Model) -> Complexity:
     Reference:
         arXiv 1611.05431, table 1 (4.2 billion for ResNeXt-50).
     """
+    if not _is_graph(model):
+        raise ValueError(
+            "`model` must be a functional or a built sequential keras.Model; "
+            f"got {model!r}."
+        )
     for entry in model.get_config()["layers"]:
         if len(entry.get("inbound_nodes", [])) > 1:
             raise ValueError(
@@ -87,28 +93,53 @@ def total(by_layer: dict[str, Complexity]) -> Complexity:
     )
 
 
+def _is_graph(model):
+    if isinstance(model, keras.Sequential):
+        return model.built
+    return isinstance(model, keras.Model) and hasattr(model, "operations")
+
+
+# Every weight of the kernel is used once at each place of the output.
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+# As usual, what works on one value at a time is not counted.
+_ELEMENTWISE = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.PReLU,
+)
+_STATISTICS = {"moving_mean", "moving_variance", "mean", "variance", "count"}
+
+
 def _count_layer(layer):
-    weights = layer.weights
-    if isinstance(layer, keras.layers.BatchNormalization):
-        weights = [
-            weight
-            for weight in weights
-            if weight is not layer.moving_mean
-            and weight is not layer.moving_variance
-        ]
-    params = sum(math.prod(weight.shape) for weight in weights)
-    if not hasattr(layer, "kernel"):
+    params = sum(
+        math.prod(weight.shape)
+        for weight in layer.weights
+        if not isinstance(layer, _ELEMENTWISE) or weight.name not in _STATISTICS
+    )
+    if isinstance(layer, _ELEMENTWISE):
         return Complexity(params, 0, 0)
+    convolution = isinstance(layer, _CONVOLUTIONS)
+    if not convolution and not isinstance(layer, keras.layers.Dense):
+        raise ValueError(
+            "`model` must have convolutions, dense layers and batch norms "
+            f"only; {layer.name} is a {type(layer).__name__}."
+        )
     outputs = layer.output.shape[1:]
     if None in outputs:
         raise ValueError(
             "`model` must have inputs of fixed size (build it with "
             f"`input_shape`); {layer.name} puts out {layer.output.shape}."
         )
-    # At each place of the output, every weight of the kernel is used once.
-    channels = layer.kernel.shape[-1]
-    places = math.prod(outputs) // channels
-    convolution = len(layer.kernel.shape) > 2
+    axis = 0 if getattr(layer, "data_format", "") == "channels_first" else -1
+    places = math.prod(outputs) // outputs[axis]
     return Complexity(
         params=params,
         multiply_adds=places * math.prod(layer.kernel.shape),

@@ -40,11 +40,14 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
         A functional `keras.Model` of the same name, inputs, outputs and
         weights; kernels of the paths are slices of the grouped ones. Layers
         inside blocks are made anew as the builders make them and keep their
-        data type, layout and `trainable`.
+        data type, layout, `trainable`, regularizers and the like. A layer or
+        model that is used several times is so in the new model too.
 
     Raises:
         ValueError: if `form` is none of these, the model has no such blocks
-            or is no functional or sequential one, or a block is used twice.
+            or is not made of functional and sequential ones, a block is used
+            twice or read in its middle, or its layers are not those that the
+            builders make; it names the layer.
 
     Example:
 
@@ -65,15 +68,17 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
             "`model` must have blocks built by `keras_resnext`, or models "
             f"inside it that do; {model.name} has none."
         )
+    return _convert_form(model, form, {})
+
+
+def _convert_form(model, form, done):
     parts = _parts(model)
-    built = set()
+    _check_blocks(model, parts)
 
     def make(layer):
         if layer.name in parts:
             return keras.layers.Identity(name=layer.name)
-        if _is_nested(layer) and _has_blocks(layer):
-            return convert_form(layer, form)
-        return _copy(layer)
+        return _once(layer, done, lambda m: _convert_form(m, form, done))
 
     def call(layer, *args, **kwargs):
         if layer.name not in parts:
@@ -84,12 +89,11 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
         block, part = parts[layer.name]
         if part != "3_bn":
             return x
-        if block in built:
+        if done.setdefault(model.get_layer(layer.name), model) is not model:
             raise ValueError(
-                f"`model` must use each block once; {model.name} shares the "
-                f"layers of {block}."
+                f"`model` must use each block once; {model.name} and "
+                f"{done[model.get_layer(layer.name)].name} share {block}."
             )
-        built.add(block)
         return _build_transform(model, block, form, x)
 
     new = keras.models.clone_model(
@@ -113,19 +117,22 @@ def to_stock_layers(model: keras.Model) -> keras.Model:
         weights.
 
     Raises:
-        ValueError: if the model is no functional or sequential one.
+        ValueError: if the model is not made of functional and sequential
+            ones; it names the layer.
 
     Example:
 
     >>> to_stock_layers(model).save("plain.keras")
     """
-    model = _as_functional(model)
+    return _to_stock_layers(_as_functional(model), {})
 
+
+def _to_stock_layers(model, done):
     def make(layer):
         for ours, stock in _STOCK_LAYERS.items():
-            if isinstance(layer, ours):
-                return stock.from_config(layer.get_config())
-        return to_stock_layers(layer) if _is_nested(layer) else _copy(layer)
+            if isinstance(layer, ours) and layer not in done:
+                done[layer] = stock.from_config(layer.get_config())
+        return _once(layer, done, lambda m: _to_stock_layers(m, done))
 
     new = keras.models.clone_model(model, clone_function=make)
     _copy_weights(model, new)
@@ -148,27 +155,33 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         Training it would train another network.
 
     Raises:
-        ValueError: if a batch norm does not follow a convolution, or a sum of
-            convolutions, that nothing else reads; it names the layer. Or if
-            the model is no functional or sequential one.
+        ValueError: if a batch norm does not follow a `Conv2D` or
+            `GroupedConv2D`, or a sum of them, that nothing else reads, or
+            always trains, or is channels-first (Keras 3.15 adds a bias to the
+            wrong axis of images as wide as they have channels); it names the
+            layer. Or if the model is not made of functional and sequential
+            ones.
 
     Example:
 
     >>> fast = fold_batch_norm(keras_resnext.ResNeXt50(weights=None))
     """
-    model = _as_functional(model)
+    return _fold_batch_norm(_as_functional(model), {})
+
+
+def _fold_batch_norm(model, done):
     plan = _folding_plan(model)
     firsts = {convs[0] for convs in plan.values()}
     folded = {conv for convs in plan.values() for conv in convs}
 
     def make(layer):
-        if layer.name in folded:
-            config = layer.get_config()
-            config["use_bias"] = layer.use_bias or layer.name in firsts
-            return type(layer).from_config(config)
         if layer.name in plan:
             return keras.layers.Identity(name=layer.name)
-        return fold_batch_norm(layer) if _is_nested(layer) else _copy(layer)
+        if layer.name in folded and layer not in done:
+            config = layer.get_config()
+            config["use_bias"] = layer.use_bias or layer.name in firsts
+            done[layer] = type(layer).from_config(config)
+        return _once(layer, done, lambda m: _fold_batch_norm(m, done))
 
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in plan else layer(*args, **kwargs)
@@ -189,24 +202,45 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def _as_functional(model):
-    if isinstance(model, keras.Sequential) and model.built:
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    if isinstance(model, keras.Sequential) or not _is_nested(model):
+    if not _is_graph(model):
         raise ValueError(
             "`model` must be a functional or a built sequential keras.Model; "
             f"got {model!r}."
         )
+    if isinstance(model, keras.Sequential):
+        trainable = model.trainable
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+        if not trainable:
+            model.trainable = False
     return model
 
 
-def _is_nested(layer):
+def _is_graph(layer):
     """Whether a layer is itself a model made of layers."""
+    if isinstance(layer, keras.Sequential):
+        return layer.built
     # Only models that are graphs have operations.
     return isinstance(layer, keras.Model) and hasattr(layer, "operations")
 
 
-def _copy(layer):
-    return type(layer).from_config(layer.get_config())
+def _once(layer, done, rewrite):
+    """What becomes of a layer: the same one wherever the layer is used."""
+    if layer not in done:
+        hidden = isinstance(layer, keras.Model) or (
+            isinstance(layer, keras.layers.Wrapper)
+            and isinstance(layer.layer, (keras.Model, *_STOCK_LAYERS))
+        )
+        if _is_graph(layer):
+            done[layer] = rewrite(_as_functional(layer))
+        elif hidden:
+            raise ValueError(
+                "`model` must be made of layers and of functional or built "
+                f"sequential models; {layer.name} is a "
+                f"{type(layer).__name__} with layers of its own."
+            )
+        else:
+            done[layer] = type(layer).from_config(layer.get_config())
+    return done[layer]
 
 
 def _parts(model):
@@ -224,8 +258,35 @@ def _parts(model):
 
 def _has_blocks(model):
     return bool(_parts(model)) or any(
-        _has_blocks(layer) for layer in model.layers if _is_nested(layer)
+        _has_blocks(layer) for layer in model.layers if _is_graph(layer)
     )
+
+
+def _check_blocks(model, parts):
+    """Refuse blocks that hold, or hand out, more than the builders' do."""
+    producers, readers = _edges(model)
+    inputs = {}
+    for name, (block, part) in parts.items():
+        strides = getattr(model.get_layer(name), "strides", (1, 1))
+        if strides != (1, 1) and part != "2_conv":
+            raise ValueError(_not_ours(name, "strides", strides))
+        for reader in readers.get(name, ()):
+            if part != "3_bn" and parts.get(reader, (None,))[0] != block:
+                raise ValueError(
+                    "`model` must read its blocks at their ends only; "
+                    f"{reader} reads {name}."
+                )
+        inputs.setdefault(block, set()).update(
+            source
+            for source in producers[name]
+            if parts.get(source, (None,))[0] != block
+        )
+    for block, sources in inputs.items():
+        if len(sources) != 1:
+            raise ValueError(
+                "`model` must use each block once and give it one input; "
+                f"{block} reads {', '.join(sorted(sources))}."
+            )
 
 
 def _build_transform(model, block, form, x):
@@ -257,21 +318,30 @@ def _build_transform(model, block, form, x):
 
 
 def _copy_weights(source, target, without=()):
-    """Weights and `trainable` by name, between any two forms.
+    """Weights, settings and `trainable` by name, between any two forms.
 
     The paths' parts are joined, then cut as the target has them. Models
     inside have theirs already.
     """
+    if not source.trainable:
+        target.trainable = False
     parts, target_parts = _parts(source), _parts(target)
     joined, wanted = {}, {}
     for layer in source.layers:
-        joined.setdefault(parts.get(layer.name, layer.name), []).append(layer)
+        key = parts.get(layer.name, (layer.name, None))
+        joined.setdefault(key, []).append(layer)
     for layer in target.layers:
-        key = target_parts.get(layer.name, layer.name)
+        key = target_parts.get(layer.name, (layer.name, None))
         wanted.setdefault(key, []).append(layer)
     for key, layers in wanted.items():
         sources = joined.get(key, [])
-        if not sources or _is_nested(layers[0]) or layers[0].name in without:
+        if not sources or _is_graph(layers[0]):
+            continue
+        if key in target_parts.values():
+            _carry_settings(sources, layers)
+        for layer in layers:
+            layer.trainable = sources[0].trainable
+        if layers[0].name in without:
             continue
         # Paths meet in the third convolution: there it is the inputs that
         # belong to a path, everywhere else the outputs.
@@ -283,7 +353,6 @@ def _copy_weights(source, target, without=()):
             )
         ]
         for i, layer in enumerate(layers):
-            layer.trainable = sources[0].trainable
             layer.set_weights(
                 [np.split(w, len(layers), axis)[i] for w in whole]
                 if len(layers) > 1
@@ -291,10 +360,70 @@ def _copy_weights(source, target, without=()):
             )
 
 
+# What differs between forms, and what may be changed on a built layer.
+_STRUCTURE = {"name", "trainable", "filters", "groups"}
+_CARRIED = {
+    "epsilon",
+    "momentum",
+    "synchronized",
+    "negative_slope",
+    "max_value",
+    "threshold",
+    *(
+        f"{weight}_{kind}"
+        for weight in ("kernel", "bias", "gamma", "beta")
+        for kind in ("initializer", "regularizer", "constraint")
+    ),
+    "moving_mean_initializer",
+    "moving_variance_initializer",
+}
+
+
+def _carry_settings(sources, targets):
+    """Set on a block's new layers what was set on the ones they replace."""
+    settings = _settings(sources[0])
+    for other in sources[1:]:
+        if _settings(other) != settings:
+            raise ValueError(
+                "`model` must treat all paths of a block alike; "
+                f"{sources[0].name} and {other.name} differ."
+            )
+    for target in targets:
+        made = _settings(target)
+        for key in settings.keys() | made.keys():
+            if settings.get(key) == made.get(key):
+                continue
+            if key not in _CARRIED:
+                raise ValueError(
+                    _not_ours(sources[0].name, key, settings.get(key))
+                )
+            value = getattr(sources[0], key)
+            setattr(target, key, value)
+            weight, _, kind = key.rpartition("_")
+            if kind in ("regularizer", "constraint"):
+                setattr(getattr(target, weight), kind, value)
+
+
+def _not_ours(layer, key, value):
+    return (
+        "`model` must have blocks as keras_resnext builds them; in "
+        f"{layer}, {key} is {value!r}."
+    )
+
+
+def _settings(layer):
+    """What a layer does beside its weights, whichever form it is in."""
+    config = layer.get_config()
+    settings = {k: v for k, v in config.items() if k not in _STRUCTURE}
+    kind = _STOCK_LAYERS.get(type(layer), type(layer))
+    return {**settings, "class": kind.__name__}
+
+
 def _folding_plan(model):
     """Batch norm -> the convolutions that take it in, by name."""
     layers = {layer.name: layer for layer in model.layers}
     producers, readers = _edges(model)
+    always_training = _always_training(model)
     plan = {}
     for norm in layers.values():
         if not isinstance(norm, keras.layers.BatchNormalization):
@@ -304,6 +433,11 @@ def _folding_plan(model):
                 f"`model` must use each batch norm once; {norm.name} is used "
                 f"{len(producers[norm.name])} times."
             )
+        if norm.name in always_training:
+            raise ValueError(
+                "`model` must call its batch norms without `training=True`; "
+                f"{norm.name} is called with it."
+            )
         (source,) = producers[norm.name]
         convs = [source]
         if isinstance(layers.get(source), keras.layers.Add):
@@ -311,18 +445,32 @@ def _folding_plan(model):
         for name in convs:
             found = layers.get(name)
             if (
-                not isinstance(found, keras.layers.Conv2D)
+                type(found) not in (keras.layers.Conv2D, GroupedConv2D)
                 or found.activation is not keras.activations.linear
+                or found.data_format != "channels_last"
+                or found.filters != norm.moving_mean.shape[0]
+                or norm.axis not in (-1, 3)
                 or len(readers[name]) > 1
                 or len(readers[source]) > 1
             ):
                 raise ValueError(
-                    "`model` must have linear convolutions, read by nothing "
-                    f"else, before its batch norms; {norm.name} reads {name} "
+                    "`model` must have linear, channels-last convolutions of "
+                    "as many filters, read by nothing else, before its batch "
+                    f"norms; {norm.name} reads {name} "
                     f"({type(found).__name__})."
                 )
         plan[norm.name] = convs
     return plan
+
+
+def _always_training(model):
+    """Names of layers that are called with `training=True`."""
+    return {
+        entry["config"]["name"]
+        for entry in model.get_config()["layers"]
+        for node in entry["inbound_nodes"]
+        if node["kwargs"].get("training")
+    }
 
 
 def _edges(model):

@@ -1,5 +1,6 @@
 """The builders: any ResNeXt of the paper as a Keras functional model."""
 
+import numbers
 import operator
 import os
 import re
@@ -24,8 +25,9 @@ _DEPTHS = {
 
 
 def _total_stride(stem, depths):
-    """By how much height and width shrink, undilated."""
-    return _STEM_STRIDE[stem] * 2 ** (len(depths) - 1)
+    """By how much height and width shrink, unless told to shrink less."""
+    stride = _STEM_STRIDE[stem] * 2 ** (len(depths) - 1)
+    return min(stride, max(_OUTPUT_STRIDES))
 
 
 def ResNeXt(
@@ -93,7 +95,8 @@ def ResNeXt(
         output_stride: Most by which height and width may shrink: 8, 16 or 32.
             Stages that would go beyond keep their size and dilate their 3x3
             convolutions instead, so that the same weights see as much of the
-            image (for dense prediction). Defaults to 32, never.
+            image (for dense prediction). Defaults to 32, which the paper's
+            networks just reach and only deeper ones would exceed.
         drop_path_rate: Probability that training leaves out the transform of
             the last block, for an image (stochastic depth). It grows in
             proportion to depth, from 0 at the first block. Defaults to 0.
@@ -122,6 +125,10 @@ def ResNeXt(
     depths = _check_depths(depths)
     _check_positive(cardinality=cardinality, base_width=base_width)
     cardinality, base_width = int(cardinality), int(base_width)
+    if not (name is None or (isinstance(name, str) and "/" not in name)):
+        raise ValueError(
+            f"`name` must be None or a string without a slash; got {name!r}."
+        )
     _check_choice(stem=stem, among=tuple(_DEFAULT_SIZE))
     _check_choice(form=form, among=tuple(blocks.TRANSFORMS))
     _check_choice(pooling=pooling, among=(None, "avg", "max"))
@@ -134,7 +141,9 @@ def ResNeXt(
             "`classifier_activation` must be None or an activation that Keras "
             f"knows; got {classifier_activation!r}."
         ) from error
-    _check_choice(residual=residual, among=(True, False))
+    _check_choice(
+        include_top=include_top, residual=residual, among=(True, False)
+    )
     _check_choice(output_stride=output_stride, among=_OUTPUT_STRIDES)
     _check_drop_path_rate(drop_path_rate, residual)
     if weights is not None:
@@ -550,6 +559,11 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
                 f"`keras.Input((224, 224, 3))`; got {type(input_tensor)}."
             )
         shape = tuple(input_tensor.shape[1:])
+        if len(shape) != 3 or "float" not in str(input_tensor.dtype):
+            raise ValueError(
+                "`input_tensor` must hold images of floats, such as "
+                f"`keras.Input((224, 224, 3))`; got {input_tensor}."
+            )
         if input_shape is not None and not (
             _is_sequence(input_shape) and tuple(input_shape) == shape
         ):
@@ -598,7 +612,7 @@ def _check_positive(**arguments):
 
 
 def _check_drop_path_rate(rate, residual):
-    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+    if not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise ValueError(
             f"`drop_path_rate` must be a number in [0, 1); got {rate!r}."
         )

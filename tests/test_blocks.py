@@ -1,4 +1,4 @@
-"""The two forms of a block are one function of the same weights."""
+"""The forms of a block are one function of the same weights."""
 
 import keras
 import numpy as np

@@ -70,6 +70,26 @@ def test_template_of_the_paper_costs_what_equation_4_says():
         assert found == cardinality * (256 * width * 2 + 9 * width**2)
 
 
+def test_kinds_of_convolution():
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="d")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="e")(x))
+    layers = count_complexity(model).by_layer
+    # 6x6 places, 3x3 taps, 8 channels; and a matrix at each place.
+    assert layers["d"].multiply_adds == 36 * 9 * 8
+    assert layers["e"].multiply_adds == 36 * 8 * 5
+
+
+def test_what_cannot_be_counted_is_refused():
+    inputs = keras.Input((8, 8, 4))
+    layer = keras.layers.Conv2DTranspose(4, 3, name="up")
+    with pytest.raises(ValueError, match="up is a Conv2DTranspose"):
+        count_complexity(keras.Model(inputs, layer(inputs)))
+    for model in (None, keras.Sequential([keras.layers.Dense(2)])):
+        with pytest.raises(ValueError, match="must be a functional or a built"):
+            count_complexity(model)
+
+
 def test_unknown_sizes_and_shared_layers_are_refused():
     model = build("resnext11_2x4d", include_top=False)
     with pytest.raises(ValueError, match="inputs of fixed size .*conv1_conv"):

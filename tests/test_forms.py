@@ -175,8 +175,117 @@ def test_block_used_twice_is_refused():
         return y
 
     twice = keras.Model(inputs, apply(apply(inputs)))
-    with pytest.raises(ValueError, match="each block once; .*conv2_block2"):
+    with pytest.raises(
+        ValueError, match="each block once .*conv2_block2 reads"
+    ):
         convert_form(twice, "branches")
+
+
+def test_models_inside_sequential_models():
+    inside = make(include_top=False, pooling="avg")
+    inside.trainable = False
+    sequential = keras.Sequential([keras.Input((16, 16, 3)), inside])
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Dense(3, name="y")(sequential(inputs))
+    model = keras.Model(inputs, x)
+    for rewrite in (
+        lambda m: convert_form(m, "branches"),
+        fold_batch_norm,
+        to_stock_layers,
+    ):
+        found = rewrite(model)
+        assert_same_function(model, found)
+        kinds = {type(x).__name__ for x in flat_layers(found)}
+        assert ("FusedBatchNormalization" in kinds) == (
+            rewrite not in (fold_batch_norm, to_stock_layers)
+        )
+        assert len(found.trainable_weights) == 2
+    kinds = {type(x).__module__.split(".")[0] for x in flat_layers(found)}
+    assert kinds == {"keras"}
+
+
+def flat_layers(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from flat_layers(layer)
+        else:
+            yield layer
+
+
+def test_layers_that_hide_layers_are_refused():
+    inside = make(include_top=False, pooling="avg")
+    inputs = keras.Input((2, 16, 16, 3))
+    wrapped = keras.layers.TimeDistributed(inside, name="each_frame")
+    model = keras.Model(inputs, wrapped(inputs))
+    for rewrite in (fold_batch_norm, to_stock_layers):
+        with pytest.raises(ValueError, match="each_frame is a TimeDistrib"):
+            rewrite(model)
+
+
+def test_a_model_shared_by_models_stays_shared():
+    backbone = make(include_top=False, pooling="avg")
+    inputs = keras.Input((16, 16, 3))
+    heads = [
+        keras.Model(inputs, keras.layers.Dense(2)(backbone(inputs)), name=name)
+        for name in "ab"
+    ]
+    model = keras.Model(inputs, [head(inputs) for head in heads])
+    for found in (convert_form(model, "grouped"), to_stock_layers(model)):
+        assert len(found.weights) == len(model.weights)
+        for got, want in zip(found(IMAGES), model(IMAGES), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_settings_of_layers_survive():
+    def change(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config |= {"epsilon": 0.1, "momentum": 0.5}
+        if isinstance(layer, keras.layers.Conv2D):
+            config |= {"kernel_regularizer": keras.regularizers.L2(0.1)}
+        return type(layer).from_config(config)
+
+    model = keras.models.clone_model(
+        make(classifier_activation=None), clone_function=change
+    )
+    randomize(model)
+    found = convert_form(model, "branches")
+    assert_same_function(model, found)
+    norm = found.get_layer("conv2_block1_2_bn_path03")
+    assert (norm.epsilon, norm.momentum) == (0.1, 0.5)
+    # The squares of all kernels, whichever way they are cut.
+    assert len(found.losses) > len(model.losses) > 0
+    np.testing.assert_allclose(sum(found.losses), sum(model.losses), rtol=1e-5)
+    assert_same_function(model, convert_form(found, "grouped"))
+
+
+def test_blocks_that_are_not_the_builders_are_refused():
+    model = make()
+    tapped = keras.Model(
+        model.input,
+        [model.get_layer("conv2_block2_2_relu").output, model.output],
+    )
+    with pytest.raises(ValueError, match="output reads conv2_block2_2_relu"):
+        convert_form(tapped, "branches")
+
+    def swap(layer):
+        if layer.name == "conv2_block1_1_relu":
+            return keras.layers.LeakyReLU(0.3, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    leaky = keras.models.clone_model(model, clone_function=swap)
+    with pytest.raises(ValueError, match="in conv2_block1_1_relu, "):
+        convert_form(leaky, "branches")
+
+    # Its blocks have the same names, a stride elsewhere, and biases.
+    other = keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3))
+    with pytest.raises(ValueError, match="as keras_resnext builds them"):
+        convert_form(other, "branches")
+
+    paths = convert_form(model, "branches")
+    paths.get_layer("conv2_block1_1_bn_path02").epsilon = 0.1
+    with pytest.raises(ValueError, match="treat all paths of a block alike"):
+        convert_form(paths, "grouped")
 
 
 @pytest.mark.parametrize("form", list(TRANSFORMS))
@@ -228,6 +337,16 @@ def test_what_cannot_be_folded_is_named():
     refused([norm(conv), conv], "shared_bn reads read_twice")
     norm = keras.layers.BatchNormalization(name="norm_twice")
     refused(norm(norm(conv)), "norm_twice is used 2 times")
+    norm = keras.layers.BatchNormalization(name="always")
+    refused(norm(conv, training=True), "always is called with it")
+    norm = keras.layers.BatchNormalization(axis=1, name="over_rows")
+    refused(norm(conv), "over_rows reads read_twice")
+    norm = keras.layers.BatchNormalization(name="wider")
+    narrow = keras.layers.Conv2D(1, 1, name="narrow")(inputs)
+    refused(norm(keras.layers.Add()([conv, narrow])), "wider reads narrow")
+    norm = keras.layers.BatchNormalization(axis=1, name="first_bn")
+    conv = keras.layers.Conv2D(4, 1, data_format="channels_first", name="f")
+    refused(norm(conv(inputs)), "channels-last .* first_bn reads f")
 
 
 def test_stock_file_opens_without_this_package(tmp_path):

@@ -50,6 +50,9 @@ def frozen(name):
         ("resnext101_32x32d", 468_530_472),
         ("resnext101_32x48d", 828_411_176),
         ("resnext101_64x4d", 83_455_272),
+        # torchvision's ResNet with these depths, groups and widths.
+        ("resnet200", 64_673_832),
+        ("resnext152", 59_951_400),
         # torch networks of the paper's other rows.
         ("resnet50", 25_557_032),
         ("resnext50_2x40d", 25_425_000),
@@ -78,6 +81,20 @@ def test_trainable_parameters(name, expected):
         )
     )
     assert count == expected
+
+
+def test_every_model_has_its_parameters_counted():
+    (marker,) = test_trainable_parameters.pytestmark
+    assert {name for name, _ in marker.args[1]} == set(
+        keras_resnext.list_models()
+    )
+
+
+def test_a_fifth_stage_is_dilated():
+    arguments = {"include_top": False, "input_shape": (32, 32, 3)}
+    model = keras_resnext.ResNeXt((1,) * 5, 2, 4, **arguments)
+    assert model.output_shape == (None, 1, 1, 4096)
+    assert model.get_layer("conv6_block1_2_conv").strides == (1, 1)
 
 
 def test_trainable_parameters_of_a_model():
@@ -344,6 +361,14 @@ assert np.abs(gradient).sum() > 0
         ({"input_shape": 16}, "`input_shape` must be"),
         ({"input_tensor": np.ones((1, 16, 16, 3))}, "Keras tensor"),
         ({"residual": "yes"}, "`residual` must be one of True, False"),
+        ({"include_top": "no"}, "`include_top` must be one of True, False"),
+        ({"name": "a/b"}, "`name` must be None or a string without a slash"),
+        ({"name": 5}, "`name` must be None or a string"),
+        ({"input_tensor": keras.Input((32,))}, "`input_tensor` must hold im"),
+        (
+            {"input_tensor": keras.Input((32, 32, 3), dtype="int32")},
+            "`input_tensor` must hold images of floats",
+        ),
         ({"output_stride": 4}, "`output_stride` must be one of 8, 16, 32"),
         ({"drop_path_rate": 1}, "`drop_path_rate` must be a number in"),
         ({"drop_path_rate": 0.1, "residual": False}, "must be 0 without"),
