@@ -87,9 +87,21 @@ def _is_expected(error):
 
 
 @app.command("list")
-def list_models():
+def list_models(
+    devices: Annotated[
+        bool,
+        typer.Option(
+            "--devices",
+            help="This machine's devices and how grouped convolutions run on "
+            "them instead.",
+        ),
+    ] = False,
+):
     """List the models that have a name of their own."""
     _start_tensorflow()
+    if devices:
+        _print_devices()
+        return
     from keras_resnext.resnext import list_models
 
     for name in list_models():
@@ -374,6 +386,20 @@ def _stages(name, form):
             f"{count.activations:,}",
         )
     return table
+
+
+def _print_devices():
+    import tensorflow as tf
+
+    from keras_resnext.layers import convolution_path
+
+    for device in tf.config.list_physical_devices():
+        details = tf.config.experimental.get_device_details(device)
+        name = details.get("device_name", "")
+        console.print(f"{device.device_type} {name}".rstrip())
+    console.print("Grouped convolutions, see `layers.convolution_path`:")
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        console.print(f"  {dtype:9} {convolution_path(dtype)}")
 
 
 def _print_paper():

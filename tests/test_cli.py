@@ -15,6 +15,7 @@ from PIL import Image
 
 from keras_resnext import cli
 from keras_resnext import paper
+from keras_resnext.layers import convolution_path
 from keras_resnext.training import Recipe
 
 
@@ -80,6 +81,16 @@ def test_list_and_summary(run_cli):
     rows = [line.replace("│", " ").split() for line in output.splitlines()]
     assert ["conv5", "7x7x2048", "14,544,896", "865,435,648", "852,992"] in rows
     assert ["total", "25,028,904", "4,230,479,872", "14,400,512"] in rows
+
+
+def test_list_devices(run_cli):
+    status, output, _ = run_cli("list", "--devices")
+    assert status == 0
+    first, *_, float16, float64 = output.splitlines()
+    assert first.startswith("CPU")
+    for line in (float16, float64):
+        dtype, path = line.split()
+        assert path == convolution_path(dtype)
 
 
 def test_summary_of_the_paper(run_cli, monkeypatch):

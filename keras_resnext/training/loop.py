@@ -20,6 +20,7 @@ from keras_resnext.training.data import evaluation_batches
 from keras_resnext.training.data import locate
 from keras_resnext.training.data import open_dataset
 from keras_resnext.training.data import training_batches
+from keras_resnext.training.optimizer import SGD
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.step import make_evaluation_step
 from keras_resnext.training.step import make_train_step
@@ -311,7 +312,7 @@ def _evaluate(step, data, split, image_size, batch_size):
 
 def _make_optimizer(recipe, steps_per_epoch):
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    optimizer = keras.optimizers.SGD(
+    optimizer = SGD(
         keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=0.0 if warmup_steps else recipe.peak_lr,
             decay_steps=max(1, recipe.epochs * steps_per_epoch - warmup_steps),
