@@ -152,7 +152,9 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
     Returns:
         A functional `keras.Model` of the same name, inputs and outputs.
-        Training it would train another network.
+        Training it would train another network. Under a mixed policy the
+        convolutions' weights are stored as they are computed with, so that
+        `"mixed_bfloat16"` halves them and casts nothing.
 
     Raises:
         ValueError: if a batch norm does not follow a `Conv2D` or
@@ -180,6 +182,8 @@ def _fold_batch_norm(model, done):
         if layer.name in folded and layer not in done:
             config = layer.get_config()
             config["use_bias"] = layer.use_bias or layer.name in firsts
+            # Nothing will train them: no need of wider copies of weights.
+            config["dtype"] = layer.compute_dtype
             done[layer] = type(layer).from_config(config)
         return _once(layer, done, lambda m: _fold_batch_norm(m, done))
 
@@ -390,13 +394,15 @@ def _carry_settings(sources, targets):
             )
     for target in targets:
         made = _settings(target)
-        for key in settings.keys() | made.keys():
-            if settings.get(key) == made.get(key):
-                continue
-            if key not in _CARRIED:
-                raise ValueError(
-                    _not_ours(sources[0].name, key, settings.get(key))
-                )
+        changed = {
+            key
+            for key in settings.keys() | made.keys()
+            if settings.get(key) != made.get(key)
+        }
+        if foreign := sorted(changed - _CARRIED):
+            key = foreign[0]
+            raise ValueError(_not_ours(sources[0].name, key, settings.get(key)))
+        for key in changed:
             value = getattr(sources[0], key)
             setattr(target, key, value)
             weight, _, kind = key.rpartition("_")

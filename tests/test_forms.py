@@ -306,6 +306,26 @@ def test_folding(form):
     assert_same_function(model, folded)
 
 
+def test_folding_stores_what_mixed_precision_computes_with():
+    expected = make()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = make()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    folded = fold_batch_norm(mixed)
+    dtypes = {v.path: v.dtype for v in folded.variables}
+    # The classifier keeps float32, like its outputs.
+    classifier = {"predictions/kernel", "predictions/bias"}
+    assert {k for k, v in dtypes.items() if v == "float32"} == classifier
+    assert set(dtypes.values()) == {"float32", "bfloat16"}
+    outputs = folded(IMAGES)
+    assert outputs.dtype == "float32"
+    # 8 bits a layer, ten layers: a few percent of the largest.
+    error = np.max(np.abs(outputs - expected(IMAGES))) / np.max(outputs)
+    assert 0 < error < 10 * 2**-8
+
+
 def test_folding_keeps_biases_that_were_there():
     inputs = keras.Input((8, 8, 3))
     a, b = (keras.layers.Conv2D(4, 3, name=name)(inputs) for name in "ab")
