@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from keras_resnext.weights.convert import from_torch
+
 torch = pytest.importorskip(
     "torch", reason="torch is not installed; `make peers` installs it"
 )
@@ -52,43 +54,13 @@ def randomized(network, seed=0):
 
 def load_into(model, network):
     """Copy every tensor of a torchvision ResNet into a grouped model."""
-    tensors = {
-        name: tensor.numpy()
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    weights = from_torch(
+        {name: x.numpy() for name, x in network.state_dict().items()}
+    )
     for layer in model.layers:
         if layer.weights:
-            layer.set_weights(
-                [tensors.pop(name).T for name in _torch_names(layer.name)]
-                if layer.name == "predictions"
-                else [
-                    value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-                    for value in map(tensors.pop, _torch_names(layer.name))
-                ]
-            )
-    assert not tensors, f"left over: {sorted(tensors)}"
-
-
-def _torch_names(layer):
-    """State-dict names of a layer's weights, in Keras' order."""
-    if layer == "predictions":
-        return ["fc.weight", "fc.bias"]
-    if layer.startswith("conv1_"):
-        torch_layer = {"conv1_conv": "conv1", "conv1_bn": "bn1"}[layer]
-    else:
-        stage, block, part, kind = layer.split("_")
-        index = {"conv": 0, "bn": 1}[kind]
-        inner = f"downsample.{index}" if part == "0" else f"{kind}{part}"
-        stage = int(stage.removeprefix("conv")) - 1
-        block = int(block.removeprefix("block")) - 1
-        torch_layer = f"layer{stage}.{block}.{inner}"
-    if layer.endswith("_conv"):
-        return [f"{torch_layer}.weight"]
-    return [
-        f"{torch_layer}.{value}"
-        for value in ("weight", "bias", "running_mean", "running_var")
-    ]
+            layer.set_weights(weights.pop(layer.name))
+    assert not weights, f"left over: {sorted(weights)}"
 
 
 def photographs(size):
