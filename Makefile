@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow peers lint golden lock clean
+.PHONY: help demo test test-slow peers bench lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ test-slow: $(VENV)/dev.installed  ## Only the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
+
+bench: $(VENV)/peers.installed  ## Time this package and its peers, an hour
+	$(BIN)/python -m benchmarks compare
+	$(BIN)/python -m benchmarks growth
 
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .

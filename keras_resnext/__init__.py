@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_resnext.forms import convert_form as convert_form
     from keras_resnext.forms import fold_batch_norm as fold_batch_norm
     from keras_resnext.forms import to_stock_layers as to_stock_layers
+    from keras_resnext.inference import inference_function as inference_function
     from keras_resnext.preprocessing import (
         decode_predictions as decode_predictions,
     )
@@ -64,6 +65,7 @@ _HOME = {
     "to_stock_layers": "forms",
     "Complexity": "complexity",
     "count_complexity": "complexity",
+    "inference_function": "inference",
     "decode_predictions": "preprocessing",
     "preprocess_input": "preprocessing",
     "load_weights": "weights",

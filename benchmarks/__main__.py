@@ -1,0 +1,110 @@
+"""python -m benchmarks: compare with peers, measure growth, show results."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.job import Job
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False
+)
+console = Console(width=None if sys.stdout.isatty() else 130)
+ThreadsOption = Annotated[int, typer.Option(help="Threads of each process.")]
+FolderOption = Annotated[
+    pathlib.Path, typer.Option(help="Where results are written and read.")
+]
+_DISTRIBUTIONS = (
+    "tensorflow",
+    "keras",
+    "torch",
+    "onnxruntime",
+    "ai-edge-litert",
+    "openvino",
+    "zeromodels",
+)
+
+
+@app.command()
+def compare(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+    """Time this package and its peers; about 40 minutes on two cores."""
+    from benchmarks.compare import compare
+    from benchmarks.compare import time_imports
+
+    results = {
+        "about": _about(threads),
+        "imports": time_imports(),
+        "groups": compare(Job("", threads=threads), log=console.print),
+    }
+    _write(folder / "comparison.json", results)
+    report.draw_comparison(results, folder / "comparison.svg")
+    report.print_results(results, console)
+
+
+@app.command()
+def growth(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+    """Time larger batches, images and networks; about 20 minutes."""
+    from benchmarks.growth import measure_growth
+
+    points = measure_growth(Job("", threads=threads), log=console.print)
+    _write(folder / "growth.json", {"about": _about(threads), "points": points})
+    report.draw_growth(points, folder / "growth.svg")
+
+
+@app.command()
+def show(
+    folder: FolderOption = report.FOLDER,
+    readme: Annotated[
+        bool, typer.Option("--readme", help="Renew README.md's table too.")
+    ] = False,
+):
+    """Print and draw the results again, without measuring."""
+    results = json.loads((folder / "comparison.json").read_text())
+    report.draw_comparison(results, folder / "comparison.svg")
+    report.print_results(results, console)
+    points = json.loads((folder / "growth.json").read_text())["points"]
+    report.draw_growth(points, folder / "growth.svg")
+    if readme:
+        report.write_readme(results)
+
+
+def _write(path, results):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps(results, indent=1) + "\n")
+    beside.replace(path)
+
+
+def _about(threads):
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    flags = re.search(r"flags\s*: (.*)", cpu)
+    fast = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": re.search(r"model name\s*: (.*)", cpu)[1],
+        "instructions": [x for x in fast if flags and x in flags[1].split()],
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "size": Job("").size,
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in _DISTRIBUTIONS
+            },
+        },
+    }
+
+
+if __name__ == "__main__":
+    app()

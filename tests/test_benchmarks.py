@@ -1,0 +1,157 @@
+"""The harness that times others: its protocol, its checks, its tables."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from benchmarks import compare
+from benchmarks import growth
+from benchmarks import report
+from benchmarks.harness import Worker
+from benchmarks.harness import WorkerError
+from benchmarks.harness import summary
+from benchmarks.harness import take_turns
+from benchmarks.job import Job
+
+SMALL = Job("", size=64, depth=26)
+
+
+def stored(name):
+    return json.loads((report.FOLDER / name).read_text())
+
+
+def test_job_survives_the_command_line():
+    job = Job("LiteRT", batch=3, folder="a b")
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_summary_is_numpys():
+    seconds = list(np.random.default_rng(0).gamma(2, size=31))
+    found = summary(seconds)
+    low, median, high = 1e3 * np.quantile(seconds, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(
+        [*found["quartiles"], found["median"]], [low, high, median], atol=1e-3
+    )
+    assert found["runs"] == 31
+    assert summary([0.5]) == {"median": 500.0, "runs": 1}
+
+
+def test_everyone_takes_every_turn():
+    order = []
+
+    def worker(name):
+        def run(repetitions, warm_up):
+            order.append(name)
+            return [len(order)] * repetitions
+
+        return types.SimpleNamespace(run=run)
+
+    seconds = take_turns(
+        {name: worker(name) for name in "abc"}, 2, repetitions=2, warm_up=1
+    )
+    assert "".join(order) == "cbaabc"
+    assert seconds == {"a": [3, 3, 4, 4], "b": [2, 2, 5, 5], "c": [1, 1, 6, 6]}
+
+
+def test_a_worker_works_and_its_end_is_explained():
+    worker = Worker(dataclasses.replace(SMALL, subject="keras_resnext folded"))
+    try:
+        assert np.shape(worker.results) == (1, 1000)
+        assert 0 < worker.first_result < 300
+        seconds = worker.run(3, warm_up=2)
+        assert len(seconds) == 3
+        assert all(0 < s < 60 for s in seconds)
+        memory = worker.close()
+    finally:
+        worker.kill()
+    assert memory["imported"] < memory["prepared"] <= memory["peak"]
+
+    absent = dataclasses.replace(SMALL, subject="LiteRT", folder="/nowhere")
+    with pytest.raises(WorkerError, match="LiteRT ended with 1: .*nowhere"):
+        Worker(absent)
+
+
+def test_all_subjects_compute_the_same():
+    """Every library, on a small network; `make bench` does it on the large."""
+    pytest.importorskip("openvino", reason="`make peers` installs the peers")
+    subjects = compare.GROUPS[0].subjects
+    groups = [
+        compare.Group("inference", "float32", 1, subjects, 1, 2),
+        compare.Group(
+            "training", "float32", 4, (*compare.TORCH[:2], subjects[2]), 1, 1
+        ),
+    ]
+    messages = []
+    found = compare.compare(SMALL, groups, starts=2, log=messages.append)
+    assert len(found) == 2
+    for group in found:
+        for subject, values in group["subjects"].items():
+            assert "error" not in values, (subject, messages)
+            assert values["median"] > 0
+            assert values["peak"] > values["imported"] > 0
+    starts = found[0]["subjects"]["LiteRT"]["first_result_s"]
+    assert len(starts) == 2
+
+
+def test_another_function_is_refused():
+    group = compare.Group("training", "float32", 4, ("a", "b"), 1, 1)
+
+    def workers(results):
+        return {
+            name: types.SimpleNamespace(
+                results=losses, job=types.SimpleNamespace(subject=name)
+            )
+            for name, losses in (("PyTorch", [7.0, 6.5, 6.0]), ("b", results))
+        }
+
+    found = compare.check(group, workers([7.0, 6.501, 6.01]))
+    assert found == {"PyTorch": 0.0, "b": pytest.approx(0.01 / 6.5, rel=0.1)}
+    for wrong in ([7.001, 6.5, 6.0], [7.0, 6.5, 6.1], [7.0, np.nan, 6.0]):
+        with pytest.raises(ValueError, match="b must compute what PyTorch"):
+            compare.check(group, workers(wrong))
+
+
+def test_growth_counts_what_it_changes():
+    axes = {"resolution": [{"size": 64}, {"size": 128}]}
+    points = growth.measure_growth(
+        dataclasses.replace(SMALL, size=64), axes, rounds=1, log=print
+    )
+    assert [p["task"] for p in points] == ["inference"] * 2 + ["training"] * 2
+    small, large = (p["multiply_adds"] for p in points[:2])
+    assert 3.9 < large / small < 4.1
+    training = [p for p in points if p["task"] == "training"]
+    assert training[0]["multiply_adds"] == 8 * small
+    assert training[1]["peak"] > training[0]["peak"]
+
+
+def test_readme_has_the_stored_numbers():
+    text = report.README.read_text()
+    for mark in report.MARKS:
+        assert text.count(mark) == 1
+    assert report.readme_table(stored("comparison.json")) in text
+
+
+def test_claims_are_computed():
+    results = stored("comparison.json")
+    claims = list(report.claims(results))
+    assert len(claims) == len(report.CLAIMS)
+    group = report.group_of(results, "inference", 1, "float32")
+    group["LiteRT"]["median"] = 2 * group["OpenVINO"]["median"]
+    last = list(report.claims(results))[-1]
+    assert last["ratio"] == 0.5
+    assert not last["holds"]
+
+
+def test_pictures(tmp_path):
+    report.draw_comparison(stored("comparison.json"), tmp_path / "a.svg")
+    report.draw_growth(stored("growth.json")["points"], tmp_path / "b.svg")
+    comparison, growths = (
+        (tmp_path / name).read_text() for name in ("a.svg", "b.svg")
+    )
+    for group in stored("comparison.json")["groups"]:
+        assert all(f">{name}<" in comparison for name in group["subjects"])
+    for axis in growth.AXES:
+        assert f">{axis}<" in growths
