@@ -1,6 +1,7 @@
 """All subjects on all tasks, from the same weights."""
 
 import dataclasses
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -152,11 +153,14 @@ def compare(job: Job, groups=GROUPS, starts=3, log=print) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         job = dataclasses.replace(job, folder=folder)
         log("preparing weights, images and exports")
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "benchmarks.prepare", job.to_json()],
-            check=True,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=pathlib.Path(__file__).parents[1],
         )
+        if done.returncode:
+            raise RuntimeError(f"Preparing failed: {done.stderr[-1000:]}")
         return [
             _time_group(job, group, starts if group is groups[0] else 1, log)
             for group in groups

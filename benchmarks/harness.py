@@ -1,5 +1,6 @@
 """Processes that take turns, so that all see the machine in the same state."""
 
+import contextlib
 import json
 import pathlib
 import signal
@@ -65,14 +66,17 @@ class Worker:
         self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
         memory = self._read()
-        self._process.wait()
-        self._log.close()
+        self.kill()
         return memory
 
     def kill(self):
-        """End it at once, stopped or not."""
+        """End it at once, stopped or not; again does no harm."""
         self._process.kill()
         self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._log.close()
 
     def _read(self):
         line = self._process.stdout.readline()
@@ -81,6 +85,7 @@ class Worker:
         self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
+        self.kill()
         raise WorkerError(
             f"{self.job.subject} ended with {self._process.returncode}: "
             + " / ".join(lines[-3:])

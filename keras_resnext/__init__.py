@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from keras_resnext.resnext import ResNeXt152 as ResNeXt152
     from keras_resnext.resnext import feature_pyramid as feature_pyramid
     from keras_resnext.resnext import list_models as list_models
+    from keras_resnext.weights import export_weights as export_weights
+    from keras_resnext.weights import get_weights as get_weights
+    from keras_resnext.weights import list_weights as list_weights
     from keras_resnext.weights import load_weights as load_weights
 
 __version__ = "0.1.0"
@@ -68,6 +71,9 @@ _HOME = {
     "inference_function": "inference",
     "decode_predictions": "preprocessing",
     "preprocess_input": "preprocessing",
+    "export_weights": "weights",
+    "get_weights": "weights",
+    "list_weights": "weights",
     "load_weights": "weights",
 }
 _MODULES = ("export", "layers", "training")

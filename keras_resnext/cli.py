@@ -54,7 +54,17 @@ ModelArgument = Annotated[
 ]
 ModelOption = Annotated[
     Path,
-    typer.Option("--model", help="Folder of a training run, or a .keras file."),
+    typer.Option(
+        "--model",
+        help="Folder of a training run, a .keras file, or with --weights a "
+        "model's name.",
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Published weights: imagenet, or a tag of `list --weights`."
+    ),
 ]
 DataDirOption = Annotated[
     Path | None,
@@ -96,8 +106,19 @@ def list_models(
             "them instead.",
         ),
     ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Published weights instead.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Argument(help="Only this model's weights.")
+    ] = None,
 ):
     """List the models that have a name of their own."""
+    if model and not weights:
+        raise ValueError("`list` takes a model with --weights only.")
+    if weights:
+        _print_weights(model)
+        return
     _start_tensorflow()
     if devices:
         _print_devices()
@@ -199,7 +220,15 @@ def train(
 
 @app.command()
 def evaluate(
-    model: ModelArgument,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a training run, or a .keras file."),
+    ] = None,
+    named: Annotated[
+        str | None,
+        typer.Option("--model", help="With --weights, a model's name."),
+    ] = None,
+    weights: WeightsOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(help="Defaults to the one the run was trained on."),
@@ -228,6 +257,17 @@ def evaluate(
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
 
+    if not model and not (named and weights):
+        raise ValueError(
+            "`evaluate` must get a run's folder or a .keras file, or --model "
+            "and --weights."
+        )
+    if weights:
+        accuracy = _evaluate_published(
+            named or model, weights, dataset, split, batch_size, data_dir
+        )
+        _check_accuracy(accuracy, at_least)
+        return
     network, run = _load(model)
     if picture is None and run is not None and not (dataset or split):
         picture = run.path / "predictions.png"
@@ -245,11 +285,7 @@ def evaluate(
     if picture is not None:
         _draw_predictions(network, dataset, data_dir, result, picture)
         console.print(f"Wrote {picture}.")
-    if at_least is not None and result.accuracy < at_least:
-        raise RuntimeError(
-            f"The accuracy must be at least {at_least}; it is "
-            f"{result.accuracy:.4f}."
-        )
+    _check_accuracy(result.accuracy, at_least)
 
 
 @app.command()
@@ -258,22 +294,31 @@ def predict(
         list[Path], typer.Argument(help="JPEG, PNG, GIF or BMP files.")
     ],
     model: ModelOption,
+    weights: WeightsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
 ):
     """Name the most probable classes of images."""
     _start_tensorflow()
     from keras_resnext.preprocessing import check_classifier
     from keras_resnext.preprocessing import image_size
+    from keras_resnext.preprocessing import imagenet_labels
     from keras_resnext.preprocessing import preprocess_input
     from keras_resnext.preprocessing import read_image
+    from keras_resnext.preprocessing import read_photo
 
-    network, run = _load(model)
-    check_classifier(network)
-    labels = run.labels if run else None
-    size = image_size(network)
-    pixels = [read_image(path, size) for path in images]
-    for path, image in zip(images, pixels, strict=True):
-        scores = network.predict_on_batch(preprocess_input(image[None]))[0]
+    if weights:
+        photos = [read_photo(path) for path in images]
+        network, record = _load_published(model, weights)
+        labels, transform = imagenet_labels(), record.transform()
+        inputs = [transform(photo) for photo in photos]
+    else:
+        network, run = _load(model)
+        check_classifier(network)
+        labels = run.labels if run else None
+        size = image_size(network)
+        inputs = [preprocess_input(read_image(path, size)) for path in images]
+    for path, image in zip(images, inputs, strict=True):
+        scores = network.predict_on_batch(image[None])[0]
         table = Table("class", "probability", title=str(path))
         for i in scores.argsort()[::-1][:top]:
             table.add_row(labels[i] if labels else str(i), f"{scores[i]:.4f}")
@@ -386,6 +431,36 @@ def _stages(name, form):
             f"{count.activations:,}",
         )
     return table
+
+
+def _print_weights(model):
+    from keras_resnext.weights import list_weights
+
+    records = list_weights(model)
+    for name in dict.fromkeys(record.model for record in records):
+        table = Table(
+            "weights",
+            "top-1",
+            "top-5",
+            "pixels",
+            "MB",
+            "licence",
+            title=name,
+        )
+        for record in list_weights(name):
+            table.add_row(
+                record.tag + ("" if record.include_top else ", no top"),
+                f"{record.top1:.2f}",
+                f"{record.top5:.2f}",
+                str(record.image_size),
+                f"{record.size_mb:.0f}",
+                record.license,
+            )
+        console.print(table)
+    console.print(
+        "Accuracies in percent of ImageNet's validation images, as published; "
+        "none was measured here."
+    )
 
 
 def _print_devices():
@@ -540,6 +615,51 @@ def _load(path):
         "`model` must be the folder of a training run or a .keras file; got "
         f"{path}."
     )
+
+
+def _load_published(model, weights):
+    """A model with published weights, and their record."""
+    from keras_resnext.resnext import build
+    from keras_resnext.weights import get_weights
+
+    record = get_weights(str(model), weights)
+    shape = (record.image_size, record.image_size, 3)
+    return build(str(model), weights=weights, input_shape=shape), record
+
+
+def _check_accuracy(accuracy, at_least):
+    if at_least is not None and accuracy < at_least:
+        raise RuntimeError(
+            f"The accuracy must be at least {at_least}; it is {accuracy:.4f}."
+        )
+
+
+def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
+    """With the record's transform; prints its published accuracy beside."""
+    from keras_resnext.training import evaluate
+
+    if dataset is None:
+        raise ValueError("`dataset` must be given with published weights.")
+    network, record = _load_published(model, weights)
+    result = evaluate(
+        network,
+        dataset,
+        split=split,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        transform=record.transform(),
+    )
+    table = Table("", "top-1 (%)", "images", title=record.name)
+    table.add_row(
+        f"published by {record.measured_by}, ImageNet", f"{record.top1:.3f}", ""
+    )
+    table.add_row(
+        f"measured, {dataset}, split {result.split}",
+        f"{100 * result.accuracy:.3f}",
+        str(result.examples),
+    )
+    console.print(table)
+    return result.accuracy
 
 
 def _dataset_of(run, dataset, data_dir):

@@ -216,6 +216,26 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
     >>> read_image("photo.jpg", 224).shape
     (224, 224, 3)
     """
+    return keras.ops.convert_to_numpy(resize_and_crop(read_photo(path), size))
+
+
+def read_photo(path: str | os.PathLike) -> np.ndarray:
+    """Read an image file as it is, held as the camera was.
+
+    Args:
+        path: A JPEG, PNG, GIF or BMP file (a GIF's first frame).
+
+    Returns:
+        uint8 array `(height, width, 3)` of RGB.
+
+    Raises:
+        ValueError: if the file is no image that can be read.
+
+    Example:
+
+    >>> read_photo("photo.jpg").shape
+    (3024, 4032, 3)
+    """
     from PIL import Image
     from PIL import ImageOps
 
@@ -223,12 +243,22 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
         with Image.open(path) as image:
             # Phones store how they were held beside the picture.
             upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert("RGB"))
+            return np.asarray(upright.convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`path` must be an image file; {path}: {error}."
         ) from error
-    return keras.ops.convert_to_numpy(resize_and_crop(pixels, size))
+
+
+def imagenet_labels() -> list[str]:
+    """Names of ImageNet's 1000 classes, in the order of the outputs.
+
+    Example:
+
+    >>> imagenet_labels()[:2]
+    ['tench', 'goldfish']
+    """
+    return [name for _, name in _imagenet_classes()]
 
 
 @functools.cache

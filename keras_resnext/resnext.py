@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_resnext import blocks
-from keras_resnext.weights.load import check_source
+from keras_resnext.weights.load import find_source
 from keras_resnext.weights.load import load_weights
 
 # Stem -> the input's side where none is given, and the stem's stride.
@@ -73,8 +73,8 @@ def ResNeXt(
             Defaults to `"grouped"`.
         include_top: Whether to end with global average pooling and a dense
             classifier. Defaults to `True`.
-        weights: `None` for random weights, or the path of a `.weights.h5`
-            file. Defaults to `None`.
+        weights: `None` for random weights, `"imagenet"` or another tag of
+            `list_weights`, or a path, see `load_weights`. Defaults to `None`.
         input_tensor: Keras tensor to build the network on, instead of a new
             input. Defaults to `None`.
         input_shape: `(height, width, channels)`, or channels first if
@@ -146,8 +146,9 @@ def ResNeXt(
     )
     _check_choice(output_stride=output_stride, among=_OUTPUT_STRIDES)
     _check_drop_path_rate(drop_path_rate, residual)
+    notation = f"resnext{3 * sum(depths) + 2}_{cardinality}x{base_width}d"
     if weights is not None:
-        check_source(weights)
+        weights = find_source(weights, notation, include_top)
     inputs = x = _input(input_tensor, input_shape, stem, depths, include_top)
 
     x = _STEMS[stem](x)
@@ -196,9 +197,7 @@ def ResNeXt(
         inputs = keras.utils.get_source_inputs(input_tensor)
         if len(inputs) == 1:
             (inputs,) = inputs  # or calls would have to pass a list
-    if name is None:
-        name = f"resnext{3 * sum(depths) + 2}_{cardinality}x{base_width}d"
-    model = keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name or notation)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -275,9 +274,9 @@ order; `ResNeXt` says more about each. Images must go through
 
 Args:
     include_top: Whether to end with the classifier. Defaults to `True`.
-    weights: `None`, or the path of a `.weights.h5` file. Published weights
-        (`"imagenet"`) are not in this version, and asking for them is an
-        error that says so. Defaults to `{weights!r}`.
+    weights: `None` for random weights, `"imagenet"`, another tag of
+        `list_weights`, or a path, see `load_weights`. Defaults to
+        `{weights!r}`.
     input_tensor: Keras tensor to build on. Defaults to `None`.
     input_shape: `(height, width, channels)`, from {smallest} pixels up.
         Defaults to `({size}, {size}, 3)` with the top, `(None, None, 3)`

@@ -9,11 +9,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _data_sets = tempfile.TemporaryDirectory(prefix="tfds-")
 os.environ["TFDS_DATA_DIR"] = _data_sets.name
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import keras_resnext
+from keras_resnext import cli
 
 
 def randomize(model, seed=0):
@@ -53,3 +56,18 @@ def pixels():
     """Twelve images of noise, float32 (12, 16, 16, 3) in [0, 255]."""
     noise = np.random.default_rng(1).integers(0, 256, (12, 16, 16, 3))
     return noise.astype("float32")
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Run the command in this process: exit status, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["keras-resnext", *map(str, arguments)]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            sys.exit(cli.main())
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run

@@ -13,25 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from keras_resnext import cli
 from keras_resnext import paper
 from keras_resnext.layers import convolution_path
 from keras_resnext.training import Recipe
-
-
-@pytest.fixture
-def run_cli(monkeypatch, capsys):
-    """Run the command in this process: exit status, output, errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(
-            sys, "argv", ["keras-resnext", *map(str, arguments)]
-        )
-        with pytest.raises(SystemExit) as stopped:
-            sys.exit(cli.main())
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

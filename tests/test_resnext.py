@@ -373,8 +373,11 @@ assert np.abs(gradient).sum() > 0
         ({"drop_path_rate": 1}, "`drop_path_rate` must be a number in"),
         ({"drop_path_rate": 0.1, "residual": False}, "must be 0 without"),
         ({"classifier_activation": "relux"}, "`classifier_activation` must"),
-        ({"weights": "imagenet"}, "Weights must be None or .*'imagenet'"),
-        ({"weights": "no.weights.h5"}, "existing .weights.h5 file"),
+        (
+            {"weights": "imagenet"},
+            "`weights` must be None or a file for .*'imagenet'",
+        ),
+        ({"weights": "no.weights.h5"}, "must be an existing file"),
     ],
 )
 def test_bad_arguments_are_refused_before_building(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -77,7 +78,12 @@ class ImageData:
                 raise FileNotFoundError(str(error)) from error
 
     def images(
-        self, split: str, image_size: int, *, shuffle_seed: int | None = None
+        self,
+        split: str,
+        image_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        transform: Callable | None = None,
     ) -> tf.data.Dataset:
         """All images of a split.
 
@@ -86,17 +92,29 @@ class ImageData:
             image_size: Side of the images, in pixels.
             shuffle_seed: Seed of the order; `None` for the data set's own.
                 Defaults to `None`.
+            transform: What makes network input, float32 `(image_size,
+                image_size, 3)`, of a stored image, uint8 `(height, width, 3)`,
+                both NumPy's. Defaults to `None`, `resize_and_crop`.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
-            `(image_size, image_size, 3)`, and labels, int64.
+            `(image_size, image_size, 3)`, or what `transform` makes of them,
+            and labels, int64.
         """
         decode = self.builder.info.features["image"].decode_example
+        size = (image_size, image_size, 3)
 
         def load(example):
-            image = resize_and_crop(decode(example["image"]), image_size)
+            image = decode(example["image"])
+            if transform is None:
+                image = resize_and_crop(image, image_size)
             if image.shape[-1] == 1:
                 image = tf.image.grayscale_to_rgb(image)
+            if transform is not None:
+                image = tf.numpy_function(
+                    transform, [image], tf.float32, stateful=False
+                )
+                image = tf.ensure_shape(image, size)
             return image, example["label"]
 
         self.num_examples(split)  # says so if there is no such split
@@ -241,7 +259,11 @@ def training_batches(
 
 
 def evaluation_batches(
-    data: ImageData, split: str, image_size: int, batch_size: int
+    data: ImageData,
+    split: str,
+    image_size: int,
+    batch_size: int,
+    transform: Callable | None = None,
 ) -> tf.data.Dataset:
     """Every image of a split once, in order, for the network.
 
@@ -250,20 +272,20 @@ def evaluation_batches(
         split: Name of the split.
         image_size: Side of the images, in pixels.
         batch_size: Images in a batch; the last one may hold fewer.
+        transform: See `ImageData.images`. Defaults to `None`, resizing and
+            `preprocess_input`.
 
     Returns:
         A `tf.data.Dataset` of preprocessed images, float32 `(batch,
         image_size, image_size, 3)`, and labels, int64 `(batch,)`.
     """
-    return (
-        data.images(split, image_size)
-        .map(
+    images = data.images(split, image_size, transform=transform)
+    if transform is None:
+        images = images.map(
             lambda image, label: (preprocess_input(image), label),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        .batch(batch_size)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def _check_classes(data, name):

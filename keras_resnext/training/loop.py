@@ -216,13 +216,10 @@ def train(
             )
             if on_step:
                 on_step(progress)
-        result = _evaluate(
-            evaluation_step,
-            data,
-            held_out,
-            recipe.image_size,
-            recipe.batch_size,
+        batches = evaluation_batches(
+            data, held_out, recipe.image_size, recipe.batch_size
         )
+        result = _evaluate(evaluation_step, data, held_out, batches)
         history.append(
             {
                 "epoch": epoch + 1,
@@ -254,17 +251,22 @@ def evaluate(
     split: str | None = None,
     batch_size: int = 64,
     data_dir: str | os.PathLike | None = None,
+    transform: Callable | None = None,
 ) -> Evaluation:
     """Classify every image of a split once.
 
     Args:
         model: A `keras.Model` that ends in class probabilities, for images
-            that went through `keras_resnext.preprocess_input`.
+            that went through `keras_resnext.preprocess_input`, or through
+            `transform`.
         dataset: Name or folder of a data set, see
             `keras_resnext.training.data.open_dataset`.
         split: Name of the split. Defaults to the one that is not trained on.
         batch_size: Images in a batch. Defaults to 64.
         data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
+        transform: What makes the model's input of a stored image, such as a
+            weights record's `transform()`. Defaults to `None`: the largest
+            centred square, resized, and `preprocess_input`.
 
     Returns:
         An `Evaluation` of exactly the split's images.
@@ -289,12 +291,13 @@ def evaluate(
         )
     data.prepare()
     split = split or data.held_out_split
-    return _evaluate(make_evaluation_step(model), data, split, size, batch_size)
+    batches = evaluation_batches(data, split, size, batch_size, transform)
+    return _evaluate(make_evaluation_step(model), data, split, batches)
 
 
-def _evaluate(step, data, split, image_size, batch_size):
+def _evaluate(step, data, split, batches):
     loss_sum, labels, predictions = 0.0, [], []
-    for batch in evaluation_batches(data, split, image_size, batch_size):
+    for batch in batches:
         batch_loss, batch_predictions = step(*batch)
         loss_sum += float(batch_loss)
         labels.append(batch[1].numpy())

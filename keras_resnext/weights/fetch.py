@@ -1,0 +1,217 @@
+"""Published files, from where they are published into their users' caches."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import pathlib
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from rich.progress import BarColumn
+from rich.progress import DownloadColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.progress import TransferSpeedColumn
+
+from keras_resnext.extras import require
+from keras_resnext.weights.registry import Weights
+
+ATTEMPTS = 3
+TIMEOUT_S = 30
+_CHUNK = 1 << 20
+
+
+def fetch(record: Weights) -> pathlib.Path:
+    """The file of a record, downloaded if it is not there yet.
+
+    Files of the Hugging Face Hub are kept by `huggingface_hub` in its cache,
+    which `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and so on govern; others
+    where torch (`TORCH_HOME`) and Keras (`KERAS_HOME`) keep theirs. For
+    others, `KERAS_RESNEXT_MIRROR` replaces the server's address.
+
+    Args:
+        record: What to fetch.
+
+    Returns:
+        Path of a file whose hash was checked just now: with the published
+        one, or with that of the first download, which is written beside it.
+
+    Raises:
+        ConnectionError: if the file cannot be downloaded. What has arrived
+            stays, and the next call goes on from there.
+        ValueError: if it is not the file that was published. It is removed.
+        OSError: if the cache cannot be written.
+
+    Example:
+
+    >>> fetch(keras_resnext.get_weights("resnext50", "tv2_in1k")).name
+    'model.safetensors'
+    """
+    if record.source == "huggingface":
+        return _fetch_from_hub(record)
+    address = record.address
+    if mirror := os.environ.get("KERAS_RESNEXT_MIRROR"):
+        address = mirror.rstrip("/") + urllib.parse.urlsplit(address).path
+    name = address.rpartition("/")[2]
+    path = _cache_folder(record.source) / name
+    kind = "md5" if record.md5 else "sha256"
+    _download(address, path, kind, record.md5 or record.sha256)
+    return path
+
+
+def _cache_folder(source):
+    if source == "keras-applications":
+        home = os.environ.get("KERAS_HOME") or "~/.keras"
+        return pathlib.Path(home, "models").expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+    return pathlib.Path(home, "hub", "checkpoints").expanduser()
+
+
+def _fetch_from_hub(record):
+    require(
+        "huggingface_hub", extra="weights", purpose=f"Fetching {record.name}"
+    )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        path = hf_hub_download(
+            record.address,
+            "model.safetensors",
+            # Read here, because the client reads it when it is imported.
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    ) as error:
+        raise ConnectionError(
+            f"{record.name} is not in the cache and cannot be downloaded from "
+            f"{record.address}: {_first_line(error)}"
+        ) from error
+    path = pathlib.Path(path)
+    # The Hub's own name for a large file is its SHA-256; where there are no
+    # links (or another server), what was there first decides.
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        _check_hash(blob, "sha256", blob.name, [path, blob])
+    else:
+        _check_first(path, path.parents[2] / f"{path.parent.name}.sha256")
+    return path
+
+
+def _check_first(path, note):
+    found = _hash(path, "sha256")
+    with contextlib.suppress(FileNotFoundError):
+        _compare(path, "sha256", found, note.read_text().strip(), [path])
+        return
+    with contextlib.suppress(PermissionError):
+        note.write_text(found + "\n")
+
+
+def _check_hash(path, kind, expected, remove):
+    _compare(path, kind, _hash(path, kind), expected, remove)
+
+
+def _compare(path, kind, found, expected, remove):
+    if found.startswith(expected):
+        return
+    for file in remove:
+        with contextlib.suppress(OSError):
+            file.unlink()
+    raise ValueError(
+        f"{path} must be the published file, whose {kind} is {expected}; its "
+        f"own is {found}. It was removed."
+    )
+
+
+def _hash(path, kind):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _download(address, path, kind, expected):
+    """Download into a file beside `path`, check it, then rename it."""
+    if path.is_file():
+        _check_hash(path, kind, expected, [path])
+        return
+    require("filelock", extra="weights", purpose=f"Downloading {path.name}")
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    # Of two processes, the second finds the first one's file.
+    with FileLock(path.with_name(path.name + ".lock")):
+        if path.is_file():
+            return
+        for attempt in range(ATTEMPTS):
+            try:
+                _go_on(address, partial)
+                break
+            except (OSError, EOFError) as error:
+                # Only what a second attempt may change.
+                status = getattr(error, "code", None)
+                final = attempt == ATTEMPTS - 1
+                full = getattr(error, "errno", None) == errno.ENOSPC
+                if full:
+                    partial.unlink()
+                    raise
+                if final or (status and status < 500):
+                    raise ConnectionError(
+                        f"{address} cannot be downloaded: {_first_line(error)}"
+                    ) from error
+        _check_hash(partial, kind, expected, [partial])
+        partial.replace(path)
+
+
+def _go_on(address, partial):
+    """Append to `partial` what it lacks."""
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(address)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing, or it is another file
+            error.close()
+            return
+        raise
+    with response:
+        if response.status != 206:  # the whole file again
+            have = 0
+        total = have + int(response.headers.get("Content-Length", 0))
+        with (
+            open(partial, "ab" if have else "wb") as file,
+            _progress(partial.stem, have, total) as advance,
+        ):
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    size = partial.stat().st_size
+    if size < total:
+        raise EOFError(f"the connection ended after {size} of {total} bytes")
+
+
+@contextlib.contextmanager
+def _progress(name, have, total):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(name, total=total or None, completed=have)
+        yield lambda size: progress.advance(task, size)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,143 @@
+"""Files of weights as arrays, under a grouped model's layer names."""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable
+
+from keras_resnext.extras import require
+from keras_resnext.weights import convert
+
+
+def reader_of(path: str | os.PathLike) -> Callable | None:
+    """What reads a file, judged by its name; `None` if nothing does.
+
+    Args:
+        path: A file, or the folder of a training run.
+
+    Returns:
+        A function of the path that returns layer name to arrays, as a grouped
+        model has them. It raises a `ValueError` if the file is not what its
+        name says. No code that a file may hold is run.
+
+    Example:
+
+    >>> reader_of("model.safetensors").__name__
+    'read_safetensors'
+    """
+    if pathlib.Path(path).is_dir():
+        return read_workdir
+    name = pathlib.Path(path).name
+    for ending, reader in READERS.items():
+        if name.endswith(ending):
+            return reader
+    return None
+
+
+def read_safetensors(path):
+    require("safetensors", extra="weights", purpose="Reading .safetensors")
+    import safetensors
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    return convert.from_torch(tensors)
+
+
+def require_torch(what: object) -> None:
+    """Refuse a `.pth` file where torch, which reads it, is missing.
+
+    Args:
+        what: What shall be read.
+
+    Raises:
+        ModuleNotFoundError: if torch cannot be found.
+
+    Example:
+
+    >>> require_torch("resnext50_32x4d.imagenet1k_v1")
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(
+            f"{what} is a .pth file, which only torch can read; install torch, "
+            "or choose weights in another format (`list_weights`)."
+        )
+
+
+def read_pth(path):
+    require_torch(path)
+    import pickle
+
+    import torch
+
+    try:
+        # Tensors only: a pickle could hold code.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no file of tensors: {reason}") from error
+    state = state.get("state_dict", state)
+    # Networks that trained in parallel have a name in front of all others.
+    return convert.from_torch(
+        {
+            name.removeprefix("module."): tensor.float().numpy()
+            for name, tensor in state.items()
+        }
+    )
+
+
+def read_legacy_h5(path):
+    """Keras 2's layout: a group a layer, the names in attributes."""
+    import h5py
+
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"{path} is no HDF5 file: {error}") from error
+    with file:
+        root = file.get("model_weights", file)
+        if "layer_names" not in root.attrs:
+            raise ValueError(
+                f"{path} has no layer names, as .h5 files of Keras 2 have; "
+                "files of Keras 3 end in .weights.h5 or .keras."
+            )
+        weights = {}
+        for layer in _texts(root.attrs["layer_names"]):
+            names = _texts(root[layer].attrs["weight_names"])
+            if names:
+                weights[layer] = [root[layer][name][()] for name in names]
+    kernel = weights.get("conv2_block1_2_conv", [None])[0]
+    if kernel is not None and kernel.shape[2] > kernel.shape[3]:
+        return convert.from_keras_applications(weights)
+    return convert.join_paths(weights)
+
+
+def read_keras(path):
+    import keras
+
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no .keras file: {reason}") from error
+    return convert.join_paths(
+        {layer.name: layer.get_weights() for layer in model.layers}
+    )
+
+
+def read_workdir(path):
+    return read_keras(pathlib.Path(path, "model.keras"))
+
+
+def _texts(values):
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+
+
+READERS = {
+    ".safetensors": read_safetensors,
+    ".pth": read_pth,
+    ".keras": read_keras,
+    ".h5": read_legacy_h5,
+}

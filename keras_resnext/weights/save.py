@@ -1,0 +1,50 @@
+"""Weights for others: what was trained here, in torchvision's names."""
+
+import os
+
+import numpy as np
+
+from keras_resnext.extras import require
+from keras_resnext.files import check_free
+from keras_resnext.files import staged
+from keras_resnext.weights import convert
+
+
+def export_weights(
+    model, path: str | os.PathLike, *, overwrite: bool = False
+) -> None:
+    """Write a model's weights as torchvision and timm name them.
+
+    Args:
+        model: A `keras.Model` of the builders, in any form.
+        path: A file that ends in `.safetensors`.
+        overwrite: Whether to replace what is there. Defaults to `False`.
+
+    Raises:
+        ValueError: if `path` ends otherwise, or the model has layers with
+            weights that are not the builders'.
+        FileExistsError: if `path` exists and `overwrite` is false.
+
+    Example:
+
+    >>> keras_resnext.export_weights(model, "mine.safetensors")
+    >>> timm.create_model("resnext50_32x4d",
+    ...                   checkpoint_path="mine.safetensors")
+    """
+    if not str(path).endswith(".safetensors"):
+        raise ValueError(f"`path` must end in .safetensors; got {str(path)!r}.")
+    check_free(path, overwrite=overwrite)
+    require("safetensors", extra="weights", purpose="Writing .safetensors")
+    from safetensors.numpy import save_file
+
+    tensors = convert.to_torch(
+        convert.join_paths(
+            {x.name: x.get_weights() for x in model.layers if x.weights}
+        )
+    )
+    with staged(path, overwrite=overwrite) as new:
+        save_file(
+            {name: np.ascontiguousarray(x) for name, x in tensors.items()},
+            new,
+            metadata={"format": "pt"},
+        )

@@ -1,0 +1,758 @@
+"""Published weights through their real clients, from a server of our own."""
+
+import contextlib
+import hashlib
+import http.server
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnext
+from keras_resnext.weights import convert
+from keras_resnext.weights import fetch
+from keras_resnext.weights.registry import APACHE
+from keras_resnext.weights.registry import BSD
+from keras_resnext.weights.registry import NON_COMMERCIAL
+from keras_resnext.weights.registry import PUBLISHED
+from tests import torch_reference
+from tests.conftest import randomize
+
+LICENCES = (APACHE, BSD, NON_COMMERCIAL)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# See tests/test_parity.py.
+RELATIVE_TOLERANCE = 1e-5
+
+
+class Server:
+    """Serves a folder as the Hub serves repositories, and as plain files.
+
+    `faults` are applied to coming requests for files, one each: an HTTP
+    status, or `"cut"` to close the connection in the middle.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.faults, self.requests = folder, [], []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                outer.answer(self, with_body=False)
+
+            def do_GET(self):
+                outer.answer(self, with_body=True)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, handler, with_body):
+        path = handler.path.split("?")[0]
+        file = self.folder / re.sub(r"/resolve/[^/]+/", "/", path).lstrip("/")
+        start = int(
+            (handler.headers.get("Range") or "bytes=0-")[6:].split("-")[0]
+        )
+        self.requests.append((handler.command, path, start))
+        fault = self.faults.pop(0) if with_body and self.faults else None
+        if isinstance(fault, int) or not file.is_file():
+            handler.send_response(fault or 404)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        body = file.read_bytes()
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(body) - start))
+        if start:
+            handler.send_header(
+                "Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}"
+            )
+        handler.send_header("Accept-Ranges", "bytes")
+        digest = hashlib.sha256(body).hexdigest()
+        handler.send_header("ETag", f'"{digest}"')
+        handler.send_header("X-Repo-Commit", COMMIT)
+        handler.end_headers()
+        if not with_body:
+            return
+        body = body[start:]
+        if fault == "cut":
+            handler.wfile.write(body[: len(body) // 2])
+            handler.close_connection = True
+            return
+        with contextlib.suppress(ConnectionError):
+            handler.wfile.write(body)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server, with every cache in a folder of this test's own."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = Server(folder)
+    caches = tmp_path / "caches"
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(caches / "hub"))
+    monkeypatch.setenv("KERAS_RESNEXT_MIRROR", server.address)
+    monkeypatch.setenv("TORCH_HOME", str(caches / "torch"))
+    monkeypatch.setenv("KERAS_HOME", str(caches / "keras"))
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def state_dict(name):
+    """A random network of torchvision's or timm's, and its tensors."""
+    if name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"):
+        network = torch_reference.torchvision.models.get_model(name)
+    else:
+        timm = pytest.importorskip("timm")
+        network = timm.create_model(name)
+    return torch_reference.randomized(network)
+
+
+def serve(server, record, network):
+    """Write a network's file to where the record says it is published."""
+    from safetensors.torch import save_file
+
+    if record.source == "huggingface":
+        path = server.folder / record.address / "model.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(network.state_dict(), path, metadata={"format": "pt"})
+        return path
+    path = server.folder / record.address.split("/", 3)[3]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch_reference.torch.save(network.state_dict(), path)
+    return path
+
+
+def their_transform(record):
+    """What the publisher's own library does with a picture before the net."""
+    if record.source == "torchvision":
+        models = torch_reference.torchvision.models
+        version = record.tag.removeprefix("imagenet1k_").upper()
+        enum = models.get_model_weights(record.model)
+        return enum[f"IMAGENET1K_{version}"].transforms()
+    timm = pytest.importorskip("timm")
+    config = timm.get_pretrained_cfg(record.name).to_dict()
+    config = timm.data.resolve_data_config(
+        pretrained_cfg=config, use_test_size=True
+    )
+    return timm.data.create_transform(**config)
+
+
+def pictures():
+    """Photographs of several sizes and shapes, uint8."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    one, other = load_sample_images().images  # 427 x 640
+    return [
+        one,
+        other[:, 100:400],
+        np.asarray(Image.fromarray(one).resize((233, 499))),
+        np.asarray(Image.fromarray(other).resize((1500, 1001))),
+        np.asarray(Image.fromarray(one).resize((256, 256))),
+        np.asarray(Image.fromarray(one).resize((120, 90))),
+    ]
+
+
+def assert_same_logits(model, network, record):
+    """Pixels in, each side through its own preprocessing."""
+    from PIL import Image
+
+    torch = torch_reference.torch
+    images = pictures()[:2]
+    theirs = their_transform(record)
+    batch = torch.stack([theirs(Image.fromarray(x)) for x in images])
+    with torch.inference_mode():
+        expected = network(batch).numpy()
+    ours = record.transform()
+    found = np.asarray(model(np.stack([ours(x) for x in images])))
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    assert difference < RELATIVE_TOLERANCE
+    # Photographs are told apart, or the line above says little.
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+def has_transform(record):
+    return record.source != "keras-applications" and not record.model.endswith(
+        "48d"  # which no library lists any more
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    {
+        (r.image_size, r.resize_size, r.interpolation, r.source): r
+        for r in filter(has_transform, PUBLISHED)
+    }.values(),
+    ids=lambda record: record.name,
+)
+def test_transform_is_theirs(record):
+    from PIL import Image
+
+    ours, theirs = record.transform(), their_transform(record)
+    for image in pictures():
+        expected = theirs(Image.fromarray(image)).permute(1, 2, 0).numpy()
+        found = ours(image)
+        assert found.dtype == np.float32
+        # The same resized bytes; one rounding each of three operations.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_transform_refuses_what_is_no_photograph():
+    transform = PUBLISHED[0].transform()
+    for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8)):
+        with pytest.raises(ValueError, match="`image` must be uint8"):
+            transform(wrong)
+
+
+def test_records_are_the_publishers():
+    """Facts that timm's and torchvision's own tables have too."""
+    timm = pytest.importorskip("timm")
+    records = [r for r in PUBLISHED if r.source == "huggingface"]
+    assert len(records) == 25
+    for record in records:
+        config = timm.get_pretrained_cfg(record.name)
+        assert config.license == record.license, record.name
+        assert config.hf_hub_id == record.address
+        assert tuple(config.mean) == record.mean
+        assert tuple(config.std) == record.std
+    models = torch_reference.torchvision.models
+    for record in PUBLISHED:
+        if record.source != "torchvision" or not has_transform(record):
+            continue
+        version = record.tag.removeprefix("imagenet1k_").upper()
+        weights = models.get_model_weights(record.model)[
+            f"IMAGENET1K_{version}"
+        ]
+        assert weights.url == record.address
+        metrics = weights.meta["_metrics"]["ImageNet-1K"]
+        assert metrics == {"acc@1": record.top1, "acc@5": record.top5}
+        assert weights.meta["num_params"] == record.parameters
+
+
+def test_registry_is_light():
+    code = (
+        "import sys, time; import keras_resnext.weights.registry; "
+        "heavy = {'keras', 'tensorflow', 'torch', 'PIL'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_imagenet_means_the_best_without_restrictions():
+    chosen = {
+        model: keras_resnext.get_weights(model).tag
+        for model in (
+            "resnext50",
+            "resnext101",
+            "resnext101_32x8d",
+            "resnext101_64x4d",
+        )
+    }
+    assert chosen == {
+        "resnext50": "tv2_in1k",
+        "resnext101": "gluon_in1k",
+        "resnext101_32x8d": "tv2_in1k",
+        "resnext101_64x4d": "tv_in1k",
+    }
+    with pytest.raises(ValueError, match="non-commercial use only.*fb_wsl"):
+        keras_resnext.get_weights("resnext101_32x16d")
+    with pytest.raises(ValueError, match="\"a1h_in1k\".*got 'a9'"):
+        keras_resnext.ResNeXt50(weights="a9")
+    with pytest.raises(ValueError, match="resnext50_2x40d, for which none"):
+        keras_resnext.ResNeXt50(cardinality=2, base_width=40)
+    with pytest.raises(ValueError, match="must be an existing file"):
+        keras_resnext.ResNeXt50(weights="absent.pth")
+
+
+@pytest.mark.parametrize(
+    ("tag", "form"),
+    [
+        ("imagenet", "grouped"),
+        ("imagenet1k_v1", "concatenated"),
+        ("a1h_in1k", "branches"),
+    ],
+)
+def test_published_weights_give_their_logits(tag, form, server, monkeypatch):
+    network = state_dict("resnext50_32x4d")
+    record = keras_resnext.get_weights("resnext50", tag)
+    path = serve(server, record, network)
+    if record.sha256:  # of random weights, not of the published ones
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        monkeypatch.setitem(vars(record), "sha256", digest[:8])
+    model = keras_resnext.ResNeXt50(
+        weights=tag,
+        form=form,
+        classifier_activation=None,
+        input_shape=(None, None, 3),
+    )
+    assert_same_logits(model, network, record)
+    # The second time, nothing is asked for.
+    before = len([r for r in server.requests if r[0] == "GET"])
+    keras_resnext.load_weights(model, tag)
+    assert len([r for r in server.requests if r[0] == "GET"]) == before
+    keras.backend.clear_session()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [r.model for r in {r.model: r for r in PUBLISHED}.values()],
+)
+def test_every_network_published(model, server, monkeypatch):
+    """Gigabytes for the widest."""
+    record = keras_resnext.list_weights(model)[0]
+    if record.model.endswith("48d"):
+        pytest.skip("no library has this network to compare with")
+    network = state_dict(record.model)
+    serve(server, record, network)
+    built = keras_resnext.resnext.build(
+        model,
+        weights=record.tag,
+        classifier_activation=None,
+        input_shape=(None, None, 3),
+    )
+    assert_same_logits(built, network, record)
+    keras.backend.clear_session()
+
+
+def tiny(**arguments):
+    keras.utils.set_random_seed(0)
+    defaults = {"classes": 10, "input_shape": (32, 32, 3)}
+    return keras_resnext.ResNeXt((1, 2, 1, 1), 4, 4, **defaults | arguments)
+
+
+def tiny_tensors(**arguments):
+    model = randomize(tiny(**arguments))
+    weights = {x.name: x.get_weights() for x in model.layers if x.weights}
+    return model, convert.to_torch(convert.join_paths(weights))
+
+
+def write(path, tensors):
+    """A file of tensors in the format that its name says."""
+    torch = torch_reference.torch
+    tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+    if path.suffix == ".pth":
+        state = {"module." + k: torch.from_numpy(v) for k, v in tensors.items()}
+        torch.save({"state_dict": state}, path)
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(tensors, path)
+    return path
+
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("form", ["grouped", "concatenated", "branches"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.keras", "run"])
+def test_files_load_into_every_form(name, form, tmp_path):
+    source, tensors = tiny_tensors(
+        form="branches" if name == "w.keras" else "grouped"
+    )
+    path = tmp_path / name
+    if name == "run":
+        path.mkdir()
+        source.save(path / "model.keras")
+    elif name == "w.keras":
+        source.save(path)
+    else:
+        write(path, tensors)
+    model = tiny(form=form, weights=path)
+    expected = source(IMAGES)
+    np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-4, atol=1e-6)
+    assert np.ptp(expected) > 0.01
+
+
+def test_export_opens_in_torch_and_here(tmp_path):
+    source, _ = tiny_tensors(form="concatenated")
+    path = tmp_path / "mine.safetensors"
+    keras_resnext.export_weights(source, path)
+    again = tiny(weights=path)
+    np.testing.assert_allclose(
+        again(IMAGES), source(IMAGES), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(FileExistsError):
+        keras_resnext.export_weights(source, path)
+    with pytest.raises(ValueError, match="must end in .safetensors"):
+        keras_resnext.export_weights(source, tmp_path / "mine.bin")
+
+
+def test_exported_weights_open_in_timm(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = randomize(
+        keras_resnext.ResNeXt50(weights=None, classifier_activation=None)
+    )
+    path = tmp_path / "mine.safetensors"
+    keras_resnext.export_weights(model, path)
+    network = timm.create_model(
+        "resnext50_32x4d", checkpoint_path=str(path)
+    ).eval()
+    image = np.random.default_rng(0).normal(size=(1, 224, 224, 3))
+    image = image.astype("float32")
+    torch = torch_reference.torch
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(image.transpose(0, 3, 1, 2)))
+    difference = np.abs(np.asarray(model(image)) - expected.numpy()).max()
+    assert difference < RELATIVE_TOLERANCE * expected.abs().max().item()
+
+
+def test_other_heads_and_channels(tmp_path, caplog):
+    source, tensors = tiny_tensors()
+    path = write(tmp_path / "w.safetensors", tensors)
+    with caplog.at_level(logging.WARNING, "keras_resnext"):
+        other = tiny(weights=path, classes=7)
+    assert "classifier of 10 classes, the model of 7" in caplog.text
+    body = tiny(weights=path, include_top=False, pooling="avg")
+    features = keras.Model(source.input, source.get_layer("avg_pool").output)(
+        IMAGES
+    )
+    np.testing.assert_allclose(body(IMAGES), features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        keras.Model(other.input, other.get_layer("avg_pool").output)(IMAGES),
+        features,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    caplog.clear()
+    gray = tiny(weights=path, input_shape=(32, 32, 1), include_top=False)
+    assert "RGB images, the model of 1 channels" in caplog.text
+    kernel = source.get_layer("conv1_conv").kernel
+    np.testing.assert_allclose(
+        gray.get_layer("conv1_conv").kernel,
+        np.sum(kernel, axis=2, keepdims=True),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_stem_is_adapted_as_timm_does(channels):
+    pytest.importorskip("timm")
+    from timm.models import adapt_input_conv
+
+    torch = torch_reference.torch
+    kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 8))
+    kernel = kernel.astype("float32")
+    expected = adapt_input_conv(
+        channels, torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+    )
+    np.testing.assert_allclose(
+        convert.adapt_stem(kernel, channels),
+        expected.numpy().transpose(2, 3, 1, 0),
+        rtol=1e-6,
+    )
+
+
+def damaged(tensors, damage):
+    tensors = dict(tensors)
+    name = "layer2.1.conv2.weight"
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "renamed":
+        tensors["layer2.1.conv9.weight"] = tensors.pop(name)
+    elif damage == "another block":
+        tensors["layer2.2.conv1.weight"] = tensors.pop(name)
+    elif damage == "nan":
+        tensors[name] = tensors[name].copy()
+        tensors[name][0, 0, 0, 0] = np.nan
+    elif damage == "axes":
+        tensors["fc.weight"] = tensors["fc.weight"].T
+    elif damage == "negative":
+        tensors["bn1.running_var"] = -tensors["bn1.running_var"]
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "lacks: conv3_block2_2_conv"),
+        ("renamed", "must be a ResNet's; got 'layer2.1.conv9'"),
+        ("another block", "holds resnext20_4x4d, the model is resnext17_4x4d"),
+        ("nan", "NaN or infinity in conv3_block2_2_conv"),
+        ("axes", r"\(10, 2048\).* for predictions"),
+        ("negative", "less in conv1_bn"),
+    ],
+)
+def test_damaged_files_change_nothing(damage, message, tmp_path):
+    _, tensors = tiny_tensors()
+    path = write(tmp_path / "w.safetensors", damaged(tensors, damage))
+    model = tiny()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        keras_resnext.load_weights(model, path)
+    for got, want in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_other_networks_are_named(tmp_path):
+    _, tensors = tiny_tensors()
+    path = write(tmp_path / "w.safetensors", tensors)
+    with pytest.raises(
+        ValueError, match="holds resnext17_4x4d, the model is resnext17_8x4d"
+    ):
+        keras_resnext.ResNeXt(
+            (1, 2, 1, 1), 8, 4, weights=path, input_shape=(32, 32, 3)
+        )
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_no_code_in_files_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch_reference.torch.save({"a": Evil()}, "evil.pth")
+    with pytest.raises(ValueError, match="no file of tensors"):
+        tiny(weights="evil.pth")
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Lambda(lambda x: x)(inputs)
+    keras.Model(inputs, outputs).save("evil.keras")
+    with pytest.raises(ValueError, match="no .keras file"):
+        tiny(weights="evil.keras")
+    assert not pathlib.Path("evil").exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.h5", "w.keras"])
+def test_a_web_page_is_no_weights(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("<html>Not found</html>")
+    with pytest.raises(ValueError, match=f"{name} is no "):
+        tiny(weights=path)
+
+
+# --- Downloads ------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(server, monkeypatch):
+    """A small file with a published hash, behind `fetch`."""
+    record = keras_resnext.get_weights("resnext50", "imagenet1k_v1")
+    path = server.folder / record.address.split("/", 3)[3]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(np.random.default_rng(0).bytes(3_000_000))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(vars(record), "sha256", digest[:8])
+    return record, path
+
+
+def test_a_cut_download_goes_on(server, plain):
+    record, path = plain
+    server.faults = ["cut", "cut"]
+    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    starts = [start for command, _, start in server.requests]
+    assert starts == sorted(starts)
+    assert starts[0] == 0 < starts[1] < starts[2]
+
+
+def test_a_cut_download_goes_on_in_the_next_call(server, plain):
+    record, path = plain
+    server.faults = ["cut"] * fetch.ATTEMPTS
+    with pytest.raises(ConnectionError, match="ended after .* of 3000000"):
+        fetch.fetch(record)
+    found = fetch.fetch(record)
+    assert found.read_bytes() == path.read_bytes()
+    assert server.requests[-1][2] > 1_500_000
+    # Nothing is left beside it but the lock.
+    assert {p.suffix for p in found.parent.iterdir()} == {".pth", ".lock"}
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_errors_of_the_server_are_said(status, server, plain):
+    server.faults = [status]
+    with pytest.raises(
+        ConnectionError, match=f"cannot be downloaded.*{status}"
+    ):
+        fetch.fetch(plain[0])
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_recovers(server, plain):
+    record, path = plain
+    server.faults = [500, 503]
+    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    server.faults = [500] * fetch.ATTEMPTS
+    fetch.fetch(record).unlink()
+    with pytest.raises(ConnectionError, match="500"):
+        fetch.fetch(record)
+
+
+def test_another_file_is_refused_and_removed(server, plain):
+    record, path = plain
+    right = path.read_bytes()
+    path.write_text("<html>Please sign in</html>")
+    with pytest.raises(ValueError, match=f"sha256 is {record.sha256}; its own"):
+        fetch.fetch(record)
+    path.write_bytes(right)
+    found = fetch.fetch(record)
+    assert found.read_bytes() == right
+    # One that is changed in the cache is not used either.
+    found.write_bytes(right[:-1])
+    with pytest.raises(ValueError, match="It was removed"):
+        fetch.fetch(record)
+    assert fetch.fetch(record).read_bytes() == right
+
+
+def test_the_hubs_files_are_checked_too(server):
+    _, tensors = tiny_tensors()
+    record = keras_resnext.get_weights("resnext50", "a1_in1k")
+    path = server.folder / record.address / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    write(path, tensors)
+    found = fetch.fetch(record)
+    blob = found.resolve()
+    assert blob.name == hashlib.sha256(path.read_bytes()).hexdigest()
+    changed = bytearray(blob.read_bytes())
+    changed[-1] ^= 1
+    blob.write_bytes(changed)
+    with pytest.raises(ValueError, match=blob.name):
+        fetch.fetch(record)
+    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+
+
+def test_the_hub_not_there(server):
+    record = keras_resnext.get_weights("resnext50", "a1_in1k")
+    with pytest.raises(ConnectionError, match="not in the cache and cannot"):
+        fetch.fetch(record)
+
+
+def test_a_full_disk(server, plain, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record, _ = plain
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_progress", contextlib.contextmanager(full))
+        with pytest.raises(OSError, match="No space left"):
+            fetch.fetch(record)
+    assert fetch.fetch(record).is_file()
+
+
+def test_two_at_once(server, plain):
+    record, path = plain
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch.fetch(record)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0].read_bytes() == path.read_bytes()
+    assert len(server.requests) == 1
+
+
+def test_non_commercial_weights_say_so(server, caplog):
+    network = state_dict("resnext50_32x4d")
+    record = keras_resnext.get_weights("resnext50", "fb_swsl_ig1b_ft_in1k")
+    serve(server, record, network)
+    with caplog.at_level(logging.WARNING, "keras_resnext"):
+        keras_resnext.ResNeXt50(weights=record.tag)
+    assert caplog.text.count("non-commercial use only (cc-by-nc-4.0)") == 1
+
+
+@pytest.mark.parametrize("include_top", [True, False])
+def test_keras_applications_files(include_top, server, monkeypatch):
+    reference = pytest.importorskip("tests.keras_applications_reference")
+    network = reference.build((3, 4, 6, 3), include_top)
+    record = keras_resnext.get_weights("resnext50", "keras", include_top)
+    assert record.include_top == include_top
+    path = server.folder / record.address.split("/", 3)[3]
+    path.parent.mkdir(parents=True)
+    network.save_weights(path, save_format="h5")
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(vars(record), "md5", digest)
+
+    model = keras_resnext.ResNeXt50(weights="keras", include_top=include_top)
+    images = np.stack([record.transform()(x) for x in pictures()[:2]])
+    expected = network(images).numpy()
+    found = model(images).numpy()
+    assert np.ptp(expected) > 0.01
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    assert difference < 10 * RELATIVE_TOLERANCE
+    keras.backend.clear_session()
+
+
+# --- The command line -----------------------------------------------------
+
+
+def test_list_of_weights(run_cli):
+    status, output, _ = run_cli("list", "--weights", "resnext50")
+    assert status == 0
+    rows = [line.replace("│", " ").split() for line in output.splitlines()]
+    rows = [row for row in rows if row and row[-1] in LICENCES]
+    assert len(rows) == len(keras_resnext.list_weights("resnext50"))
+    assert rows[0][:3] == ["tv2_in1k", "81.19", "95.34"]
+    status, _, error = run_cli("list", "--weights", "vgg16")
+    assert status == 1
+    assert "for which weights are published; got 'vgg16'" in error
+
+
+def test_predict_and_evaluate_published(server, run_cli, tmp_path):
+    from PIL import Image
+
+    network = state_dict("resnext50_32x4d")
+    record = keras_resnext.get_weights("resnext50", "tv2_in1k")
+    serve(server, record, network)
+    theirs, torch = their_transform(record), torch_reference.torch
+    photos = pictures()[:4]
+    with torch.inference_mode():
+        scores = network(
+            torch.stack([theirs(Image.fromarray(x)) for x in photos])
+        ).softmax(1)
+    labels = scores.argmax(1).tolist()
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(photos[0]).save(photo)
+    status, output, _ = run_cli(
+        "predict", photo, "--model", "resnext50", "--weights", "tv2_in1k"
+    )
+    assert status == 0
+    name = keras_resnext.preprocessing.imagenet_labels()[labels[0]]
+    best = next(x for x in output.splitlines() if name[:20] in x)
+    assert f"{scores[0].max():.4f}" in best
+
+    # 1000 classes, four of whose images are looked at; one is elsewhere.
+    folder = tmp_path / "photos"
+    dot = Image.new("RGB", (8, 8))
+    for label in range(1000):
+        path = folder / "train" / f"{label:04}" / "dot.png"
+        path.parent.mkdir(parents=True)
+        dot.save(path)
+    for index, (image, label) in enumerate(zip(photos, labels, strict=True)):
+        label = (label + (index == 0)) % 1000
+        path = folder / "validation" / f"{label:04}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    status, output, error = run_cli(
+        "evaluate",
+        "--model",
+        "resnext50",
+        "--weights",
+        "tv2_in1k",
+        "--dataset",
+        folder,
+    )
+    assert status == 0, error
+    assert "81.190" in output
+    assert "75.000" in output
