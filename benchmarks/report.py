@@ -274,9 +274,17 @@ def draw_growth(points, path):
                 ]
                 style = "s" if name == "cardinality" else "o-"
                 axis.plot(*zip(*line, strict=True), style, label=name, ms=4)
-            axis.set(xscale="log", yscale="log", title=task, ylabel=label)
+            axis.set(title=task, ylabel=label)
+            # Memory begins with what the libraries take, time does not.
+            if value == "ms":
+                axis.set_yscale("log", base=2)
+            else:
+                axis.set_ylim(bottom=0)
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:,.0f}")
             axis.set_xlabel("multiply-adds of the forward pass (G)")
-            axis.grid(which="both", alpha=0.2)
+            axis.grid(alpha=0.2)
     axes[0, 0].legend()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -646,6 +646,21 @@ def test_a_full_disk(server, plain, monkeypatch):
     assert fetch.fetch(record).is_file()
 
 
+def test_a_cache_that_cannot_be_written(server, plain, monkeypatch):
+    record, path = plain
+    found = fetch.fetch(record)
+
+    # root may write anywhere, so that a mode would stop nobody here.
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(found.parent))
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    found.unlink()
+    with pytest.raises(PermissionError, match="Permission denied"):
+        fetch.fetch(record)
+
+
 def test_two_at_once(server, plain):
     record, path = plain
     found = []
