@@ -7,8 +7,8 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- benchmarks: begin -->", "<!-- benchmarks: end -->")
 OURS = ("keras_resnext folded", "keras_resnext constant")
 TORCH = ("PyTorch", "PyTorch channels_last")
-# What is claimed: task, batch, dtype, ours, theirs (the faster counts), and
-# how many times as fast ours is at least.
+# What is claimed: task, batch, dtype, ours, theirs (the faster counts; eager
+# PyTorch, in either layout), and how many times as fast ours is at least.
 CLAIMS = (
     ("inference", 1, "float32", OURS, ("stock Keras",), 2.0),
     ("inference", 8, "float32", OURS, ("stock Keras",), 2.0),

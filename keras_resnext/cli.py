@@ -114,8 +114,11 @@ def list_models(
     ] = None,
 ):
     """List the models that have a name of their own."""
-    if model and not weights:
-        raise ValueError("`list` takes a model with --weights only.")
+    if (model and not weights) or (weights and devices):
+        raise ValueError(
+            "`list` takes a model with --weights only, and one of --weights "
+            "and --devices."
+        )
     if weights:
         _print_weights(model)
         return
@@ -257,14 +260,14 @@ def evaluate(
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
 
-    if not model and not (named and weights):
+    if (model is None) != bool(named and weights) or (weights and picture):
         raise ValueError(
-            "`evaluate` must get a run's folder or a .keras file, or --model "
-            "and --weights."
+            "`evaluate` must get either a run's folder or a .keras file, or "
+            "--model and --weights without --picture."
         )
     if weights:
         accuracy = _evaluate_published(
-            named or model, weights, dataset, split, batch_size, data_dir
+            named, weights, dataset, split, batch_size, data_dir
         )
         _check_accuracy(accuracy, at_least)
         return

@@ -464,6 +464,8 @@ def damaged(tensors, damage):
     name = "layer2.1.conv2.weight"
     if damage == "missing":
         del tensors[name]
+    elif damage == "bias":
+        del tensors["fc.bias"]
     elif damage == "renamed":
         tensors["layer2.1.conv9.weight"] = tensors.pop(name)
     elif damage == "another block":
@@ -481,6 +483,7 @@ def damaged(tensors, damage):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        ("bias", r"has \[\(2048, 10\)\] for predictions"),
         ("missing", "lacks: conv3_block2_2_conv"),
         ("renamed", "must be a ResNet's; got 'layer2.1.conv9'"),
         ("another block", "holds resnext20_4x4d, the model is resnext17_4x4d"),
@@ -498,6 +501,34 @@ def test_damaged_files_change_nothing(damage, message, tmp_path):
         keras_resnext.load_weights(model, path)
     for got, want in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_keras_files_are_checked_too(tmp_path):
+    source, _ = tiny_tensors()
+    kernel = source.get_layer("conv2_block1_1_conv").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    source.save_weights(tmp_path / "nan.weights.h5")
+    model = tiny()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        keras_resnext.load_weights(model, tmp_path / "nan.weights.h5")
+    for got, want in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "content", [{"epoch": 3, "model": {}}, "tensor", b"", b"some text"]
+)
+def test_pth_files_of_something_else(content, tmp_path):
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch = torch_reference.torch
+        content = torch.zeros(3) if content == "tensor" else content
+        torch.save(content, path)
+    with pytest.raises(ValueError, match="w.pth (is no file of|cannot be)"):
+        tiny(weights=path)
 
 
 def test_other_networks_are_named(tmp_path):

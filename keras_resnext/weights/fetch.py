@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import http.client
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from rich.progress import TextColumn
 from rich.progress import TransferSpeedColumn
 
 from keras_resnext.extras import require
+from keras_resnext.files import staged
 from keras_resnext.weights.registry import Weights
 
 ATTEMPTS = 3
@@ -76,22 +78,17 @@ def _fetch_from_hub(record):
         "huggingface_hub", extra="weights", purpose=f"Fetching {record.name}"
     )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         path = hf_hub_download(
             record.address,
             "model.safetensors",
             # Read here, because the client reads it when it is imported.
-            endpoint=os.environ.get("HF_ENDPOINT"),
+            endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
         )
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    ) as error:
+    except Exception as error:  # the client's, and those of its own client
+        if isinstance(error, OSError) and error.errno:
+            raise  # about the cache's folder
         raise ConnectionError(
             f"{record.name} is not in the cache and cannot be downloaded from "
             f"{record.address}: {_first_line(error)}"
@@ -109,11 +106,15 @@ def _fetch_from_hub(record):
 
 def _check_first(path, note):
     found = _hash(path, "sha256")
-    with contextlib.suppress(FileNotFoundError):
-        _compare(path, "sha256", found, note.read_text().strip(), [path])
-        return
-    with contextlib.suppress(PermissionError):
-        note.write_text(found + "\n")
+    with contextlib.suppress(OSError):
+        first = note.read_text().strip()
+        if re.fullmatch("[0-9a-f]{64}", first):
+            # With the note, so that another first download may follow.
+            _compare(path, "sha256", found, first, [path, note])
+            return
+    # A cache may be for reading only.
+    with contextlib.suppress(OSError), staged(note, overwrite=True) as new:
+        new.write_text(found + "\n")
 
 
 def _check_hash(path, kind, expected, remove):
@@ -123,12 +124,16 @@ def _check_hash(path, kind, expected, remove):
 def _compare(path, kind, found, expected, remove):
     if found.startswith(expected):
         return
+    removed = True
     for file in remove:
-        with contextlib.suppress(OSError):
-            file.unlink()
+        try:
+            file.unlink(missing_ok=True)
+        except OSError:
+            removed = False
     raise ValueError(
         f"{path} must be the published file, whose {kind} is {expected}; its "
-        f"own is {found}. It was removed."
+        f"own is {found}. It "
+        + ("was removed." if removed else "could not be removed.")
     )
 
 
@@ -155,13 +160,14 @@ def _download(address, path, kind, expected):
             try:
                 _go_on(address, partial)
                 break
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, http.client.HTTPException) as error:
                 # Only what a second attempt may change.
                 status = getattr(error, "code", None)
                 final = attempt == ATTEMPTS - 1
-                full = getattr(error, "errno", None) == errno.ENOSPC
-                if full:
-                    partial.unlink()
+                if error.__class__ is PermissionError:
+                    raise
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    partial.unlink(missing_ok=True)
                     raise
                 if final or (status and status < 500):
                     raise ConnectionError(

@@ -11,6 +11,7 @@ import numpy as np
 from keras_resnext.weights import convert
 from keras_resnext.weights.fetch import fetch
 from keras_resnext.weights.read import READERS
+from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.read import require_torch
 from keras_resnext.weights.registry import PUBLISHED
@@ -197,7 +198,7 @@ def load_weights(model, source: str | os.PathLike | Weights) -> None:
     if path.name.endswith(_KERAS_3):
         _load_keras_3(model, path)
         return
-    weights = _fitting(reader_of(path)(path), shapes, path)
+    weights = _fitting(read(path), shapes, path)
     cut = convert.split_paths(weights, [x.name for x in ours])
     for layer in ours:
         if layer.name in cut:
@@ -234,37 +235,41 @@ def _fitting(weights, shapes, path):
                 f"`weights` must fit the model; {path} has {expected} for "
                 f"{name}, the model {shapes[name]}."
             )
-        for array in arrays:
-            if not np.isfinite(array).all():
-                raise ValueError(
-                    f"`weights` must be finite; {path} has NaN or infinity in "
-                    f"{name}."
-                )
-        if name.endswith("_bn") and (arrays[3] < 0).any():
-            raise ValueError(
-                f"`weights` must have variances of at least 0; {path} has "
-                f"less in {name}."
-            )
+        _check_values(name, arrays, path)
     return weights
+
+
+def _check_values(name, arrays, path):
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(
+            f"`weights` must be finite; {path} has NaN or infinity in {name}."
+        )
+    if name.endswith("_bn") and (arrays[3] < 0).any():
+        raise ValueError(
+            f"`weights` must have variances of at least 0; {path} has less in "
+            f"{name}."
+        )
 
 
 def _adapt(weights, found, shapes, path):
     """Other classes and other channels than the file's, and say so."""
-    if _HEAD in shapes and found.get(_HEAD) != shapes[_HEAD]:
-        features = shapes[_HEAD][0][0]
-        theirs = found.get(_HEAD, [(features, 0)])[0]
-        if len(theirs) == 2 and theirs[0] == features:
-            weights.pop(_HEAD, None)
+    if _HEAD in shapes and _HEAD not in found:
+        _log.warning("%s has no classifier; the model's stays as it is.", path)
+    elif _HEAD in shapes:
+        (features, ours), _ = shapes[_HEAD]
+        theirs = found[_HEAD][0][-1]
+        if theirs != ours and found[_HEAD] == [(features, theirs), (theirs,)]:
+            del weights[_HEAD]
             _log.warning(
                 "%s has a classifier of %d classes, the model of %d; the "
                 "model's stays as it is.",
                 path,
-                theirs[1],
-                shapes[_HEAD][0][1],
+                theirs,
+                ours,
             )
-    (kernel,) = weights[_STEM]
     channels = shapes[_STEM][0][2]
-    if kernel.ndim == 4 and kernel.shape[2] == 3 != channels:
+    if [s[2:3] for s in found[_STEM]] == [(3,)] and channels != 3:
+        (kernel,) = weights[_STEM]
         weights[_STEM] = [convert.adapt_stem(kernel, channels)]
         _log.warning(
             "%s is of RGB images, the model of %d channels; the first "
@@ -282,11 +287,17 @@ def _load_keras_3(model, path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
+        for layer in model.layers:
+            if layer.weights:
+                _check_values(layer.name, layer.get_weights(), path)
+    except BaseException as error:
         model.set_weights(before)
+        if not isinstance(error, Exception) or "must" in str(error):
+            raise
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(
             f"`weights` must fit the model; {path} does not fit "
-            f"{model.name}: {str(error).strip().splitlines()[0]}"
+            f"{model.name}: {reason}"
         ) from error
     for warning in caught:
         warnings.warn(warning.message, warning.category, stacklevel=3)

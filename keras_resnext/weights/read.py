@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
+
 from keras_resnext.extras import require
 from keras_resnext.weights import convert
 
@@ -17,8 +19,7 @@ def reader_of(path: str | os.PathLike) -> Callable | None:
 
     Returns:
         A function of the path that returns layer name to arrays, as a grouped
-        model has them. It raises a `ValueError` if the file is not what its
-        name says. No code that a file may hold is run.
+        model has them; `read` calls it. No code that a file may hold is run.
 
     Example:
 
@@ -32,6 +33,33 @@ def reader_of(path: str | os.PathLike) -> Callable | None:
         if name.endswith(ending):
             return reader
     return None
+
+
+def read(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
+    """Read a file with the reader of its name.
+
+    Args:
+        path: A file, or the folder of a training run.
+
+    Returns:
+        Layer name to arrays, as a grouped model has them.
+
+    Raises:
+        ValueError: if the file is not what its name says.
+        ModuleNotFoundError: if what reads it is not installed.
+
+    Example:
+
+    >>> sorted(read("model.safetensors"))[0]
+    'conv1_bn'
+    """
+    try:
+        return reader_of(path)(path)
+    except (ValueError, ImportError):
+        raise
+    # Damaged files end in whatever their libraries meet first.
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error!r}") from error
 
 
 def read_safetensors(path):
@@ -75,10 +103,12 @@ def read_pth(path):
     try:
         # Tensors only: a pickle could hold code.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{path} is no file of tensors: {reason}") from error
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not state or not all(map(torch.is_tensor, state.values())):
+        raise ValueError(f"{path} is no file of tensors by name.")
     # Networks that trained in parallel have a name in front of all others.
     return convert.from_torch(
         {
@@ -123,7 +153,7 @@ def read_keras(path):
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} is no .keras file: {reason}") from error
     return convert.join_paths(
-        {layer.name: layer.get_weights() for layer in model.layers}
+        {x.name: x.get_weights() for x in model.layers if x.weights}
     )
 
 
