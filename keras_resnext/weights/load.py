@@ -287,18 +287,20 @@ def _load_keras_3(model, path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             model.load_weights(path)
-        for layer in model.layers:
-            if layer.weights:
-                _check_values(layer.name, layer.get_weights(), path)
-    except BaseException as error:
+    except Exception as error:
         model.set_weights(before)
-        if not isinstance(error, Exception) or "must" in str(error):
-            raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(
             f"`weights` must fit the model; {path} does not fit "
             f"{model.name}: {reason}"
         ) from error
+    try:
+        for layer in model.layers:
+            if layer.weights:
+                _check_values(layer.name, layer.get_weights(), path)
+    except ValueError:
+        model.set_weights(before)
+        raise
     for warning in caught:
         warnings.warn(warning.message, warning.category, stacklevel=3)
 
