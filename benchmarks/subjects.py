@@ -46,20 +46,8 @@ def keras_resnext(job, form="grouped", fold=False, constant=False, stock=False):
     import keras
 
     import keras_resnext as ours
-    from keras_resnext.weights.convert import from_torch
 
-    if job.dtype == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    model = ours.ResNeXt(
-        job.stages,
-        job.cardinality,
-        job.base_width,
-        input_shape=(job.size, job.size, 3),
-        classifier_activation=_activation(job),
-    )
-    if job.folder:
-        for name, arrays in from_torch(saved_tensors(job)).items():
-            model.get_layer(name).set_weights(arrays)
+    model = _our_model(job, _activation(job))
     if form != "grouped":
         model = ours.convert_form(model, form)
     if stock:
@@ -74,6 +62,28 @@ def keras_resnext(job, form="grouped", fold=False, constant=False, stock=False):
     from keras_resnext.training.optimizer import SGD
 
     return _keras_training(job, model, SGD)
+
+
+def _our_model(job, activation):
+    """The grouped network, in the job's precision, with the saved weights."""
+    import keras
+
+    import keras_resnext as ours
+    from keras_resnext.weights.convert import from_torch
+
+    if job.dtype == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    model = ours.ResNeXt(
+        job.stages,
+        job.cardinality,
+        job.base_width,
+        input_shape=(job.size, job.size, 3),
+        classifier_activation=activation,
+    )
+    if job.folder:
+        for name, arrays in from_torch(saved_tensors(job)).items():
+            model.get_layer(name).set_weights(arrays)
+    return model
 
 
 def zeromodels(job):
@@ -163,20 +173,8 @@ def keras_on_jax(job):
     import keras
 
     import keras_resnext as ours
-    from keras_resnext.weights.convert import from_torch
 
-    if job.dtype == "bfloat16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    model = ours.ResNeXt(
-        job.stages,
-        job.cardinality,
-        job.base_width,
-        input_shape=(job.size, job.size, 3),
-        classifier_activation=None,
-    )
-    if job.folder:
-        for name, arrays in from_torch(saved_tensors(job)).items():
-            model.get_layer(name).set_weights(arrays)
+    model = _our_model(job, None)
     images, labels = map(jax.numpy.asarray, images_and_labels(job))
     if job.task == "inference":
         model = ours.fold_batch_norm(model)

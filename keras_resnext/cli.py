@@ -256,15 +256,15 @@ def evaluate(
     data_dir: DataDirOption = None,
 ):
     """Classify every image of a split and count."""
-    _start_tensorflow()
-    from keras_resnext.extras import require
-    from keras_resnext.training import evaluate
-
     if (model is None) != bool(named and weights) or (weights and picture):
         raise ValueError(
             "`evaluate` must get either a run's folder or a .keras file, or "
             "--model and --weights without --picture."
         )
+    _start_tensorflow()
+    from keras_resnext.extras import require
+    from keras_resnext.training import evaluate
+
     if weights:
         accuracy = _evaluate_published(
             named, weights, dataset, split, batch_size, data_dir
