@@ -652,13 +652,17 @@ def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
         data_dir=data_dir,
         transform=record.transform(),
     )
-    table = Table("", "top-1 (%)", "images", title=record.name)
+    table = _table("", "top-1 (%)", "top-5 (%)", "images", title=record.name)
     table.add_row(
-        f"published by {record.measured_by}, ImageNet", f"{record.top1:.3f}", ""
+        f"published by {record.measured_by}, ImageNet",
+        f"{record.top1:.3f}",
+        f"{record.top5:.3f}",
+        "",
     )
     table.add_row(
         f"measured, {dataset}, split {result.split}",
         f"{100 * result.accuracy:.3f}",
+        f"{100 * result.top5_accuracy:.3f}",
         str(result.examples),
     )
     console.print(table)

@@ -62,6 +62,8 @@ class Evaluation:
         loss: Mean cross-entropy, in nats.
         labels: True classes, int64 `(examples,)`.
         predictions: Predicted classes, int64 `(examples,)`.
+        in_top5: Whether the true class is among the five most probable, bool
+            `(examples,)`.
 
     Example:
 
@@ -73,6 +75,7 @@ class Evaluation:
     loss: float
     labels: np.ndarray
     predictions: np.ndarray
+    in_top5: np.ndarray
 
     @property
     def examples(self):
@@ -83,6 +86,11 @@ class Evaluation:
     def accuracy(self):
         """Share of images classified right."""
         return float(np.mean(self.labels == self.predictions))
+
+    @property
+    def top5_accuracy(self):
+        """Share of images whose class is among the five most probable."""
+        return float(np.mean(self.in_top5))
 
 
 def train(
@@ -296,12 +304,13 @@ def evaluate(
 
 
 def _evaluate(step, data, split, batches):
-    loss_sum, labels, predictions = 0.0, [], []
+    loss_sum, labels, predictions, in_top5 = 0.0, [], [], []
     for batch in batches:
-        batch_loss, batch_predictions = step(*batch)
+        batch_loss, batch_predictions, batch_in_top5 = step(*batch)
         loss_sum += float(batch_loss)
         labels.append(batch[1].numpy())
         predictions.append(batch_predictions.numpy())
+        in_top5.append(batch_in_top5.numpy())
     labels = np.concatenate(labels)
     if len(labels) != data.num_examples(split):
         raise RuntimeError(
@@ -309,7 +318,11 @@ def _evaluate(step, data, split, batches):
             f"{split}; saw {len(labels)}."
         )
     return Evaluation(
-        split, loss_sum / len(labels), labels, np.concatenate(predictions)
+        split,
+        loss_sum / len(labels),
+        labels,
+        np.concatenate(predictions),
+        np.concatenate(in_top5),
     )
 
 

@@ -83,6 +83,7 @@ def _fetch_from_hub(record):
         path = hf_hub_download(
             record.address,
             "model.safetensors",
+            revision=record.revision,
             # Read here, because the client reads it when it is imported.
             endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
         )
@@ -100,8 +101,25 @@ def _fetch_from_hub(record):
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         _check_hash(blob, "sha256", blob.name, [path, blob])
     else:
+        _check_opens(path)
         _check_first(path, path.parents[2] / f"{path.parent.name}.sha256")
     return path
+
+
+def _check_opens(path):
+    """Before its hash is noted, a first download must be what was asked for.
+
+    Such as not the page on which a network asks its guests to sign in.
+    """
+    from safetensors import SafetensorError
+    from safetensors import safe_open
+
+    try:
+        # Reads the header, and that the file ends where it says.
+        with safe_open(path, "numpy"):
+            pass
+    except SafetensorError as error:
+        _refuse(path, f"a safetensors file: {error}", [path, path.resolve()])
 
 
 def _check_first(path, note):
@@ -110,7 +128,7 @@ def _check_first(path, note):
         first = note.read_text().strip()
         if re.fullmatch("[0-9a-f]{64}", first):
             # With the note, so that another first download may follow.
-            _compare(path, "sha256", found, first, [path, note])
+            _compare(path, "sha256", found, first, [path, path.resolve(), note])
             return
     # A cache may be for reading only.
     with contextlib.suppress(OSError), staged(note, overwrite=True) as new:
@@ -122,8 +140,16 @@ def _check_hash(path, kind, expected, remove):
 
 
 def _compare(path, kind, found, expected, remove):
-    if found.startswith(expected):
-        return
+    if not found.startswith(expected):
+        _refuse(
+            path,
+            f"the published file, whose {kind} is {expected}; its own is "
+            f"{found}",
+            remove,
+        )
+
+
+def _refuse(path, expected, remove):
     removed = True
     for file in remove:
         try:
@@ -131,8 +157,7 @@ def _compare(path, kind, found, expected, remove):
         except OSError:
             removed = False
     raise ValueError(
-        f"{path} must be the published file, whose {kind} is {expected}; its "
-        f"own is {found}. It "
+        f"{path} must be {expected}. It "
         + ("was removed." if removed else "could not be removed.")
     )
 

@@ -1,5 +1,6 @@
 """Load weights, published or saved, into a built model."""
 
+import dataclasses
 import logging
 import os
 import pathlib
@@ -65,7 +66,8 @@ def get_weights(
         model: A network, see `list_weights`.
         tag: A tag of its records, or `"imagenet"` for the best one without
             restrictions: torchvision's newest, else the most accurate under
-            the Apache licence. Defaults to `"imagenet"`.
+            the Apache licence. A revision of the Hub's repository (branch,
+            tag or commit) may follow an `@`. Defaults to `"imagenet"`.
         include_top: Whether the classifier is wanted, where a file without it
             is published too. Defaults to `True`.
 
@@ -79,7 +81,22 @@ def get_weights(
 
     >>> keras_resnext.get_weights("resnext50", "a1h_in1k").image_size
     288
+    >>> keras_resnext.get_weights("resnext50", "a1h_in1k@v1").revision
+    'v1'
     """
+    tag, at, revision = tag.partition("@")
+    record = _get_record(model, tag, include_top)
+    if not at:
+        return record
+    if record.source != "huggingface" or not revision:
+        raise ValueError(
+            "`weights` must be a tag, or one of the Hugging Face Hub's with "
+            f"@ and a revision; got {tag + at + revision!r} ({record.source})."
+        )
+    return dataclasses.replace(record, revision=revision)
+
+
+def _get_record(model, tag, include_top):
     records = list_weights(model)
     if tag == "imagenet":
         if records[0].commercial:
@@ -127,8 +144,9 @@ def find_source(
             f"`weights` must be of {_notation(model)}; got {source.name}."
         )
     # `./imagenet` is a folder of that name.
-    if source == "imagenet" or source in {record.tag for record in PUBLISHED}:
-        return _find_published(source, model, include_top)
+    tag = str(source).partition("@")[0]
+    if tag == "imagenet" or tag in {record.tag for record in PUBLISHED}:
+        return _find_published(str(source), model, include_top)
     path = pathlib.Path(source)
     if path.exists():
         if reader_of(path):

@@ -43,6 +43,9 @@ class Weights:
         include_top: Whether the file has the classifier.
         sha256: How the file's SHA-256 begins, if its publisher says.
         md5: The file's MD5, if its publisher says.
+        revision: Branch, tag or commit of the Hub's repository.
+        mean: Subtracted from pixels in [0, 1], one for each channel.
+        std: What divides the rest.
 
     Example:
 
@@ -67,6 +70,7 @@ class Weights:
     include_top: bool = True
     sha256: str | None = None
     md5: str | None = None
+    revision: str = "main"
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
 
@@ -96,8 +100,11 @@ class Weights:
 
     @property
     def size_mb(self) -> float:
-        """Size of the parameters in megabytes, four bytes each."""
-        return self.parameters * 4 / 1e6
+        """Size of the file's arrays in megabytes (10^6 bytes), float32."""
+        values = self.parameters + _STATISTICS[self.model]
+        if not self.include_top:
+            values -= (_FEATURES + 1) * _CLASSES
+        return values * 4 / 1e6
 
     @property
     def commercial(self) -> bool:
@@ -114,6 +121,17 @@ _PARAMETERS = {
     "resnext101_32x48d": 828_411_176,
     "resnext101_64x4d": 83_455_272,
 }
+# Moving means and variances, which files have too.
+_STATISTICS = {
+    "resnext50_32x4d": 68_224,
+    "resnext101_32x4d": 137_856,
+    "resnext101_32x8d": 202_880,
+    "resnext101_32x16d": 332_928,
+    "resnext101_32x32d": 593_024,
+    "resnext101_32x48d": 853_120,
+    "resnext101_64x4d": 202_880,
+}
+_FEATURES, _CLASSES = 2048, 1000
 
 _RSB = "timm, 'ResNet strikes back' (arXiv 2110.00476), procedure "
 _V1 = "torchvision, references/classification#resnext"
