@@ -36,17 +36,46 @@ _DISTRIBUTIONS = (
 
 
 @app.command()
-def compare(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+def compare(
+    threads: ThreadsOption = 2,
+    folder: FolderOption = report.FOLDER,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure only groups whose name has this, such as 'training' "
+            "or 'batch 8, bfloat16', and keep what the file has of others.",
+        ),
+    ] = None,
+):
     """Time this package and its peers; about 40 minutes on two cores."""
+    from benchmarks.compare import GROUPS
     from benchmarks.compare import compare
     from benchmarks.compare import time_imports
 
-    results = {
-        "about": _about(threads),
-        "imports": time_imports(),
-        "groups": compare(Job("", threads=threads), log=console.print),
-    }
-    _write(folder / "comparison.json", results)
+    file = folder / "comparison.json"
+    results = {"about": _about(threads), "imports": {}, "groups": []}
+    groups = [group for group in GROUPS if (only or "") in group.name]
+    if not groups:
+        names = "; ".join(group.name for group in GROUPS)
+        raise typer.BadParameter(f"--only must be part of one of: {names}.")
+    if only:
+        before = json.loads(file.read_text())
+        if before["about"]["versions"] != results["about"]["versions"]:
+            raise typer.BadParameter(
+                "--only cannot add to results of other versions; measure all."
+            )
+        results = before
+    else:
+        results["imports"] = time_imports()
+    order = [(group.task, group.batch, group.dtype) for group in GROUPS]
+    measured = {_key(group): group for group in results["groups"]}
+    for group in compare(Job("", threads=threads), groups, log=console.print):
+        measured[_key(group)] = group
+        # After each: a failure later does not lose it.
+        results["groups"] = sorted(
+            measured.values(), key=lambda group: order.index(_key(group))
+        )
+        _write(file, results)
     report.draw_comparison(results, folder / "comparison.svg")
     report.print_results(results, console)
 
@@ -76,6 +105,10 @@ def show(
     report.draw_growth(points, folder / "growth.svg")
     if readme:
         report.write_readme(results)
+
+
+def _key(group):
+    return group["task"], group["batch"], group["dtype"]
 
 
 def _write(path, results):

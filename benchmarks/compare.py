@@ -1,12 +1,14 @@
 """All subjects on all tasks, from the same weights."""
 
 import dataclasses
+import datetime
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -125,17 +127,23 @@ GROUPS = (
         warm_up=0,
     ),
 )
+# What is imported before the clock starts, and what it then measures.
 IMPORTS = {
-    "keras": "import keras",
-    "keras_resnext": "import keras_resnext",
-    "keras_resnext.ResNeXt50": "import keras_resnext; keras_resnext.ResNeXt50",
-    "zeromodels": "import zeromodels.models.resnext",
-    "torch": "import torch",
+    "keras": ("", "import keras"),
+    "keras_resnext": ("", "import keras_resnext"),
+    "keras_resnext.ResNeXt50, with keras already there": (
+        "import keras",
+        "import keras_resnext; keras_resnext.ResNeXt50",
+    ),
+    "zeromodels": ("", "import zeromodels.models.resnext"),
+    "torch": ("", "import torch"),
 }
 
 
-def compare(job: Job, groups=GROUPS, starts=3, log=print) -> list[dict]:
-    """Time all groups.
+def compare(
+    job: Job, groups=GROUPS, starts=3, log=print
+) -> Iterator[dict[str, object]]:
+    """Time groups, one after another.
 
     Args:
         job: Network, image size and threads for all.
@@ -144,11 +152,11 @@ def compare(job: Job, groups=GROUPS, starts=3, log=print) -> list[dict]:
             time to the first result. Defaults to 3.
         log: Called with a line about what happens.
 
-    Returns:
+    Yields:
         A record for each group, as `benchmarks.report` reads it.
 
     Raises:
-        ValueError: if two subjects do not compute the same.
+        ValueError: if two subjects do not compute the same, or none starts.
     """
     with tempfile.TemporaryDirectory() as folder:
         job = dataclasses.replace(job, folder=folder)
@@ -161,10 +169,9 @@ def compare(job: Job, groups=GROUPS, starts=3, log=print) -> list[dict]:
         )
         if done.returncode:
             raise RuntimeError(f"Preparing failed: {done.stderr[-1000:]}")
-        return [
-            _time_group(job, group, starts if group is groups[0] else 1, log)
-            for group in groups
-        ]
+        for group in groups:
+            once = group is not groups[0]
+            yield _time_group(job, group, 1 if once else starts, log)
 
 
 def _time_group(job, group, starts, log):
@@ -188,6 +195,8 @@ def _time_group(job, group, starts, log):
             found[subject] = {
                 "first_result_s": [round(workers[subject].first_result, 2)]
             }
+        if not workers:
+            raise ValueError(f"{group.name}: no subject could be started.")
         for subject, difference in check(group, workers).items():
             found[subject]["difference"] = difference
         seconds = take_turns(
@@ -212,6 +221,7 @@ def _time_group(job, group, starts, log):
         "task": group.task,
         "dtype": group.dtype,
         "batch": group.batch,
+        "date": datetime.date.today().isoformat(),
         "subjects": found,
     }
 
@@ -258,9 +268,9 @@ def time_imports(rounds: int = 7) -> dict[str, float]:
     """Median seconds of each import, in a Python that did nothing else yet."""
     seconds = {name: [] for name in IMPORTS}
     for index in range(rounds + 1):
-        for name, statement in IMPORTS.items():
+        for name, (before, statement) in IMPORTS.items():
             code = (
-                "import time; start = time.perf_counter(); "
+                f"{before}\nimport time; start = time.perf_counter(); "
                 f"{statement}; print(time.perf_counter() - start)"
             )
             done = subprocess.run(

@@ -28,6 +28,7 @@ class Worker:
         job: What to time.
 
     Attributes:
+        pid: Number of the process.
         first_result: Seconds from starting Python to the first result.
         results: Logits, or the losses of the first three training steps.
 
@@ -48,6 +49,7 @@ class Worker:
             bufsize=1,
             cwd=pathlib.Path(__file__).parents[1],
         )
+        self.pid = self._process.pid
         answer = self._read()
         self.first_result = answer["first_result_at"] - started
         self.results = answer["results"]
@@ -56,7 +58,8 @@ class Worker:
     def run(self, repetitions: int, warm_up: int = 0) -> list[float]:
         """Seconds of each repetition, after some that do not count."""
         self._process.send_signal(signal.SIGCONT)
-        self._process.stdin.write(f"{warm_up + repetitions}\n")
+        with contextlib.suppress(BrokenPipeError):  # `_read` says why it ended
+            self._process.stdin.write(f"{warm_up + repetitions}\n")
         seconds = self._read()["seconds"]
         self._process.send_signal(signal.SIGSTOP)
         return seconds[warm_up:]

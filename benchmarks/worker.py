@@ -7,11 +7,13 @@ each line of its input and answers with their seconds. Answers are JSON, a
 line each. At the end of its input it answers with its memory and ends.
 """
 
+import ctypes
 import importlib
 import json
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 
@@ -20,8 +22,12 @@ import numpy as np
 from benchmarks.job import Job
 from benchmarks.subjects import SUBJECTS
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def main():
+    # A worker that is stopped when its parent is killed would stay for ever.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

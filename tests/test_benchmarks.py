@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 import types
 
 import numpy as np
@@ -73,6 +79,49 @@ def test_a_worker_works_and_its_end_is_explained():
     with pytest.raises(WorkerError, match="LiteRT ended with 1: .*nowhere"):
         Worker(absent)
 
+    killed = Worker(dataclasses.replace(SMALL, subject="keras_resnext folded"))
+    os.kill(killed.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="folded ended with -9"):
+        killed.run(1)
+
+
+def test_a_worker_ends_with_its_parent():
+    """Even if it is stopped, and the parent killed."""
+    job = dataclasses.replace(SMALL, subject="keras_resnext folded")
+    code = (
+        "import os, signal, sys\n"
+        "from benchmarks.harness import Worker\n"
+        "from benchmarks.job import Job\n"
+        "print(Worker(Job.from_json(sys.argv[1])).pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run(
+        [sys.executable, "-c", code, job.to_json()],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=report.README.parent,
+    )
+    assert parent.returncode == -signal.SIGKILL
+    status = pathlib.Path("/proc", parent.stdout.strip(), "status")
+    deadline = time.monotonic() + 10
+    # Whoever inherits it may be slow to take note of its end.
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_cannot_start_is_said():
+    group = compare.Group("inference", "float32", 1, ("LiteRT",), 1, 1)
+    lines = []
+    with pytest.raises(ValueError, match="no subject could be started"):
+        compare._time_group(
+            dataclasses.replace(SMALL, folder="/nowhere"),
+            group,
+            1,
+            lines.append,
+        )
+    assert "LiteRT ended with 1" in lines[0]
+
 
 def test_libraries_compute_the_same():
     """On a small network; `make bench` does it for all subjects, in full."""
@@ -91,7 +140,7 @@ def test_libraries_compute_the_same():
         compare.Group("inference", "float32", 1, inferring, 1, 2),
         compare.Group("training", "float32", 4, training, 1, 1),
     ]
-    found = compare.compare(SMALL, groups, starts=1)
+    found = list(compare.compare(SMALL, groups, starts=1))
     assert len(found) == 2
     for group in found:
         for subject, values in group["subjects"].items():

@@ -11,12 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from rich.progress import BarColumn
-from rich.progress import DownloadColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TransferSpeedColumn
-
 from keras_resnext.extras import require
 from keras_resnext.files import staged
 from keras_resnext.weights.registry import Weights
@@ -233,6 +227,13 @@ def _go_on(address, partial):
 
 @contextlib.contextmanager
 def _progress(name, have, total):
+    # Here, because importing it takes longer than the rest of the package.
+    from rich.progress import BarColumn
+    from rich.progress import DownloadColumn
+    from rich.progress import Progress
+    from rich.progress import TextColumn
+    from rich.progress import TransferSpeedColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
