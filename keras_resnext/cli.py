@@ -256,7 +256,10 @@ def evaluate(
     data_dir: DataDirOption = None,
 ):
     """Classify every image of a split and count."""
-    if (model is None) != bool(named and weights) or (weights and picture):
+    published = named is not None or weights is not None
+    if (model is None) != published or (
+        published and (picture or named is None or weights is None)
+    ):
         raise ValueError(
             "`evaluate` must get either a run's folder or a .keras file, or "
             "--model and --weights without --picture."
@@ -265,7 +268,7 @@ def evaluate(
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
 
-    if weights:
+    if published:
         accuracy = _evaluate_published(
             named, weights, dataset, split, batch_size, data_dir
         )
@@ -309,7 +312,7 @@ def predict(
     from keras_resnext.preprocessing import read_image
     from keras_resnext.preprocessing import read_photo
 
-    if weights:
+    if weights is not None:
         photos = [read_photo(path) for path in images]
         network, record = _load_published(model, weights)
         labels, transform = imagenet_labels(), record.transform()
@@ -624,7 +627,13 @@ def _load_published(model, weights):
     """A model with published weights, and their record."""
     from keras_resnext.resnext import build
     from keras_resnext.weights import get_weights
+    from keras_resnext.weights.read import reader_of
 
+    if reader_of(weights) or os.path.exists(weights):
+        raise ValueError(
+            "`weights` must be a tag of `list --weights`, whose transform is "
+            f"known; got the file {weights!r}."
+        )
     record = get_weights(str(model), weights)
     shape = (record.image_size, record.image_size, 3)
     return build(str(model), weights=weights, input_shape=shape), record
@@ -640,9 +649,11 @@ def _check_accuracy(accuracy, at_least):
 def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
     """With the record's transform; prints its published accuracy beside."""
     from keras_resnext.training import evaluate
+    from keras_resnext.training.data import open_dataset
 
     if dataset is None:
         raise ValueError("`dataset` must be given with published weights.")
+    open_dataset(dataset, data_dir)  # or say so before downloading
     network, record = _load_published(model, weights)
     result = evaluate(
         network,

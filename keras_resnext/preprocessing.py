@@ -243,8 +243,14 @@ def read_photo(path: str | os.PathLike) -> np.ndarray:
         with Image.open(path) as image:
             # Phones store how they were held beside the picture.
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # 16 bits a pixel, of which Pillow's conversion cuts off all
+                # above 255.
+                levels = np.asarray(upright) >> 8
+                upright = Image.fromarray(levels.astype("uint8"))
             return np.asarray(upright.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+    # SyntaxError is what Pillow has for damaged PNG files.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`path` must be an image file; {path}: {error}."
         ) from error

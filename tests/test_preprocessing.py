@@ -7,6 +7,7 @@ from PIL import Image
 
 import keras_resnext
 from keras_resnext.preprocessing import read_image
+from keras_resnext.preprocessing import read_photo
 from keras_resnext.preprocessing import resize_and_crop
 
 
@@ -117,3 +118,15 @@ def test_what_is_no_image_is_named(tmp_path):
     for name in ("x.png", "none.png"):
         with pytest.raises(ValueError, match=f"must be an image file.*{name}"):
             read_image(tmp_path / name, 8)
+
+
+def test_photos_of_16_bits_and_damaged_ones(tmp_path):
+    ramp = np.arange(0, 65536, 64, dtype="uint16").reshape(32, 32)
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    photo = read_photo(tmp_path / "x.png")
+    np.testing.assert_array_equal(photo, (ramp >> 8)[..., None].repeat(3, -1))
+    whole = (tmp_path / "x.png").read_bytes()
+    damaged = whole.replace(b"IDAT", b"IxAT").replace(b"IEND", b"IxND")
+    (tmp_path / "y.png").write_bytes(damaged)
+    with pytest.raises(ValueError, match="must be an image file; .*y.png"):
+        read_photo(tmp_path / "y.png")

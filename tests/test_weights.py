@@ -245,6 +245,11 @@ def test_records_are_the_publishers():
         assert config.hf_hub_id == record.address
         assert tuple(config.mean) == record.mean
         assert tuple(config.std) == record.std
+        assert config.interpolation == record.interpolation
+        size = (config.test_input_size or config.input_size)[1]
+        share = config.test_crop_pct or config.crop_pct
+        assert record.image_size == size
+        assert record.resize_size == math.floor(size / share)
     models = torch_reference.torchvision.models
     for record in PUBLISHED:
         if record.source != "torchvision" or not has_transform(record):
@@ -408,23 +413,44 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 
 
 @pytest.mark.parametrize("form", ["grouped", "concatenated", "branches"])
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.keras", "run"])
+@pytest.mark.parametrize(
+    "name", ["w.safetensors", "w.pth", "w.keras", "w.weights.h5", "run"]
+)
 def test_files_load_into_every_form(name, form, tmp_path):
-    source, tensors = tiny_tensors(
-        form="branches" if name == "w.keras" else "grouped"
-    )
+    forms = {"w.keras": "branches", "w.weights.h5": "concatenated"}
+    source, tensors = tiny_tensors(form=forms.get(name, "grouped"))
     path = tmp_path / name
     if name == "run":
         path.mkdir()
         source.save(path / "model.keras")
     elif name == "w.keras":
         source.save(path)
+    elif name == "w.weights.h5":
+        source.save_weights(path)
     else:
         write(path, tensors)
     model = tiny(form=form, weights=path)
     expected = source(IMAGES)
     np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-4, atol=1e-6)
     assert np.ptp(expected) > 0.01
+
+
+@pytest.mark.parametrize("form", ["concatenated", "branches"])
+def test_a_hundred_paths_stay_in_order(form, tmp_path):
+    def build(**arguments):
+        return keras_resnext.ResNeXt(
+            (1,), 128, 1, stem="cifar", input_shape=(8, 8, 3), **arguments
+        )
+
+    source = randomize(build(form=form))
+    source.save(tmp_path / "w.keras")
+    images = IMAGES[:, :8, :8]
+    np.testing.assert_allclose(
+        build(weights=tmp_path / "w.keras")(images),
+        source(images),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_export_opens_in_torch_and_here(tmp_path):
@@ -439,6 +465,9 @@ def test_export_opens_in_torch_and_here(tmp_path):
         keras_resnext.export_weights(source, path)
     with pytest.raises(ValueError, match="must end in .safetensors"):
         keras_resnext.export_weights(source, tmp_path / "mine.bin")
+    folded = keras_resnext.fold_batch_norm(source)
+    with pytest.raises(ValueError, match="has no conv1_bn"):
+        keras_resnext.export_weights(folded, tmp_path / "f.safetensors")
 
 
 def test_exported_weights_open_in_timm(tmp_path):
@@ -522,6 +551,10 @@ def damaged(tensors, damage):
         tensors[name][0, 0, 0, 0] = np.nan
     elif damage == "axes":
         tensors["fc.weight"] = tensors["fc.weight"].T
+    elif damage == "empty":
+        tensors["layer1.0.conv2.weight"] = np.zeros((0, 4, 3, 3), "float32")
+    elif damage == "large":
+        tensors["bn1.weight"] = np.full(64, 1e300)
     elif damage == "negative":
         tensors["bn1.running_var"] = -tensors["bn1.running_var"]
     return tensors
@@ -533,8 +566,10 @@ def damaged(tensors, damage):
         ("bias", r"has \[\(2048, 10\)\] for predictions"),
         ("missing", "lacks: conv3_block2_2_conv"),
         ("renamed", "must be a ResNet's; got 'layer2.1.conv9'"),
+        ("empty", "w.safetensors holds no network"),
+        ("large", "float32; .* has NaN, infinity or larger .*conv1_bn"),
         ("another block", "holds resnext20_4x4d, the model is resnext17_4x4d"),
-        ("nan", "NaN or infinity in conv3_block2_2_conv"),
+        ("nan", "NaN, infinity .* in conv3_block2_2_conv"),
         ("axes", r"\(10, 2048\).* for predictions"),
         ("negative", "less in conv1_bn"),
     ],
@@ -557,10 +592,41 @@ def test_keras_files_are_checked_too(tmp_path):
     source.save_weights(tmp_path / "nan.weights.h5")
     model = tiny()
     before = model.get_weights()
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="NaN, infinity"):
         keras_resnext.load_weights(model, tmp_path / "nan.weights.h5")
+    # Keras itself takes what it can of a deeper network's file.
+    deeper = keras_resnext.ResNeXt((1, 2, 1, 2), 4, 4, input_shape=(32, 32, 3))
+    deeper.save_weights(tmp_path / "deeper.weights.h5")
+    with pytest.raises(ValueError, match="holds resnext20.*is resnext17"):
+        keras_resnext.load_weights(model, tmp_path / "deeper.weights.h5")
     for got, want in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, 3, True, ["a"], b"imagenet", "", pathlib.Path("tv2_in1k")]
+)
+def test_what_is_no_source_is_refused(wrong):
+    with pytest.raises(ValueError, match="`weights` must be"):
+        tiny(weights=wrong)
+
+
+def test_files_of_nothing_of_the_kind(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.attrs["layer_names"] = ["conv1_conv"]
+        group = file.create_group("conv1_conv")
+        group.attrs["weight_names"] = ["kernel"]
+        group["kernel"] = "text"
+    with pytest.raises(ValueError, match="w.h5 .*kernel holds .S4"):
+        tiny(weights=tmp_path / "w.h5")
+    path = write(tmp_path / "vit.safetensors", {"cls_token": np.ones(3)})
+    with pytest.raises(ValueError, match="vit.safetensors holds no.*cls_token"):
+        tiny(weights=path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="once it is finished"):
+        tiny(weights=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -574,7 +640,7 @@ def test_pth_files_of_something_else(content, tmp_path):
         torch = torch_reference.torch
         content = torch.zeros(3) if content == "tensor" else content
         torch.save(content, path)
-    with pytest.raises(ValueError, match="w.pth (is no file of|cannot be)"):
+    with pytest.raises(ValueError, match="w.pth (is no file of|holds no)"):
         tiny(weights=path)
 
 
@@ -726,6 +792,14 @@ def test_a_mirror_that_states_no_hash(server):
     hashes = [hashlib.sha256(x).hexdigest() for x in (right, changed)]
     with pytest.raises(ValueError, match=".*".join(hashes)):
         fetch.fetch(record)
+    # Nor when the mirror has it, however often one asks.
+    path.write_bytes(changed)
+    server.etag = "changed"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="first download .noted in"):
+            fetch.fetch(record)
+    path.write_bytes(right)
+    server.etag = "weights again"
     assert fetch.fetch(record).read_bytes() == right
 
 
@@ -875,13 +949,28 @@ def test_keras_applications_files(include_top, server, monkeypatch):
 # --- The command line -----------------------------------------------------
 
 
-def test_list_of_weights(run_cli):
+def test_list_of_weights(run_cli, tmp_path):
     status, output, _ = run_cli("list", "--weights", "resnext50")
     assert status == 0
     rows = [line.replace("│", " ").split() for line in output.splitlines()]
     rows = [row for row in rows if row and row[-1] in LICENCES]
     assert len(rows) == len(keras_resnext.list_weights("resnext50"))
     assert rows[0][:3] == ["tv2_in1k", "81.19", "95.34"]
+    for wrong in (
+        ("evaluate", "x.keras", "--model", "resnext50", "--dataset", "digits"),
+        ("evaluate", "runs/x", "--weights", "tv2_in1k", "--dataset", "digits"),
+        ("evaluate", "--model", "resnext50", "--dataset", "digits"),
+    ):
+        status, _, error = run_cli(*wrong)
+        assert status == 1
+        assert "either a run's folder or a .keras file" in error
+    photo = tmp_path / "x.png"
+    keras.utils.save_img(photo, pictures()[0])
+    wrong = "predict", photo, "--model", "resnext50", "--weights"
+    for weights, message in (("w.pth", "got the file 'w.pth'"), ("", "got ''")):
+        status, _, error = run_cli(*wrong, weights)
+        assert status == 1
+        assert message in error
     status, _, error = run_cli("list", "--weights", "vgg16")
     assert status == 1
     assert "for which weights are published; got 'vgg16'" in error

@@ -158,7 +158,7 @@ def split_paths(
         if whole == layer:
             cut[layer] = weights[whole]
             continue
-        index = int(_PATH.search(layer)[1]) - 1
+        index = _path_number(layer) - 1
         cut[layer] = [
             np.split(array, paths[whole], _path_axis(whole))[index]
             for array in weights[whole]
@@ -184,7 +184,7 @@ def join_paths(
     {'a_2_bn': [array([0., 0., 1., 1.])]}
     """
     paths = {}
-    for layer in sorted(weights):  # paths in their order
+    for layer in sorted(weights, key=_path_number):
         paths.setdefault(_PATH.sub("", layer), []).append(weights[layer])
     return {
         whole: [
@@ -269,12 +269,17 @@ def describe(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     'resnext5_32x4d'
     """
     blocks = {match[0] for match in map(_IN_BLOCK.match, shapes) if match}
-    first = shapes.get("conv2_block1_2_conv", [()])[0]
-    if len(first) != 4:
+    first = (shapes.get("conv2_block1_2_conv") or [()])[0]
+    if len(first) != 4 or 0 in first:
         return "no network with bottleneck blocks"
     _, _, base_width, filters = first
     cardinality = filters // base_width
     return f"resnext{3 * len(blocks) + 2}_{cardinality}x{base_width}d"
+
+
+def _path_number(layer):
+    match = _PATH.search(layer)
+    return int(match[1]) if match else 0
 
 
 def _path_axis(layer):

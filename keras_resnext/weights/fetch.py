@@ -121,8 +121,7 @@ def _check_first(path, note):
     with contextlib.suppress(OSError):
         first = note.read_text().strip()
         if re.fullmatch("[0-9a-f]{64}", first):
-            # With the note, so that another first download may follow.
-            _compare(path, "sha256", found, first, [path, path.resolve(), note])
+            _compare(path, "sha256", found, first, [path, path.resolve()], note)
             return
     # A cache may be for reading only.
     with contextlib.suppress(OSError), staged(note, overwrite=True) as new:
@@ -133,14 +132,15 @@ def _check_hash(path, kind, expected, remove):
     _compare(path, kind, _hash(path, kind), expected, remove)
 
 
-def _compare(path, kind, found, expected, remove):
-    if not found.startswith(expected):
-        _refuse(
-            path,
-            f"the published file, whose {kind} is {expected}; its own is "
-            f"{found}",
-            remove,
-        )
+def _compare(path, kind, found, expected, remove, note=None):
+    if found.startswith(expected):
+        return
+    which = "the published file"
+    if note:
+        which = f"the file of the first download (noted in {note})"
+    _refuse(
+        path, f"{which}, whose {kind} is {expected}; its own is {found}", remove
+    )
 
 
 def _refuse(path, expected, remove):
@@ -228,6 +228,7 @@ def _go_on(address, partial):
 @contextlib.contextmanager
 def _progress(name, have, total):
     # Here, because importing it takes longer than the rest of the package.
+    from rich.console import Console
     from rich.progress import BarColumn
     from rich.progress import DownloadColumn
     from rich.progress import Progress
@@ -240,7 +241,8 @@ def _progress(name, have, total):
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns) as progress:
+    # Not among what a command prints, which may go into a file.
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total or None, completed=have)
         yield lambda size: progress.advance(task, size)
 

@@ -5,9 +5,8 @@ import logging
 import os
 import pathlib
 import re
-import warnings
 
-import numpy as np
+import ml_dtypes
 
 from keras_resnext.weights import convert
 from keras_resnext.weights.fetch import fetch
@@ -19,7 +18,6 @@ from keras_resnext.weights.registry import PUBLISHED
 from keras_resnext.weights.registry import Weights
 
 _log = logging.getLogger("keras_resnext")
-_KERAS_3 = ".weights.h5"
 _HEAD = "predictions"
 _STEM = "conv1_conv"
 _LAYER = re.compile(r"conv1_(conv|bn)|conv\d+_block\d+_.+|predictions")
@@ -138,25 +136,30 @@ def find_source(
     'tv2_in1k'
     """
     if isinstance(source, Weights):
-        if source.model == _notation(model):
-            return source
+        if source.model != _notation(model):
+            raise ValueError(
+                f"`weights` must be of {_notation(model)}; got {source.name}."
+            )
+        return _readable(source)
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise ValueError(
-            f"`weights` must be of {_notation(model)}; got {source.name}."
+            "`weights` must be None, a tag, a record of `list_weights` or a "
+            f"path; got {source!r}."
         )
-    # `./imagenet` is a folder of that name.
-    tag = str(source).partition("@")[0]
-    if tag == "imagenet" or tag in {record.tag for record in PUBLISHED}:
-        return _find_published(str(source), model, include_top)
+    # `./imagenet`, or a path object, is a folder of that name.
+    tags = {"imagenet"} | {record.tag for record in PUBLISHED}
+    if isinstance(source, str) and source.partition("@")[0] in tags:
+        return _find_published(source, model, include_top)
     path = pathlib.Path(source)
     if path.exists():
         if reader_of(path):
             return path
         raise ValueError(
             "`weights` must be a file that ends in "
-            f"{', '.join([_KERAS_3, *READERS])} or the folder of a training "
+            f"{', '.join(READERS)} or the folder of a training "
             f"run; got {str(source)!r}."
         )
-    if reader_of(path) or path.name != str(source):
+    if reader_of(path) or path.name != source:  # no tag looks like this
         raise ValueError(
             f"`weights` must be an existing file; got {str(source)!r}."
         )
@@ -169,7 +172,10 @@ def _find_published(tag, model, include_top):
             f"`weights` must be None or a file for {model}, for which none "
             f"are published; got {tag!r}."
         )
-    record = get_weights(model, tag, include_top)
+    return _readable(get_weights(model, tag, include_top))
+
+
+def _readable(record):
     if record.address.endswith(".pth"):
         require_torch(record.name)  # before it is downloaded
     return record
@@ -187,8 +193,8 @@ def load_weights(model, source: str | os.PathLike | Weights) -> None:
         model: A `keras.Model` of the builders.
         source: A tag of `list_weights`, `"imagenet"`, a record, or a path: a
             `.safetensors` or `.pth` file in torchvision's names, a `.h5` of
-            keras-applications, a `.keras` file or a training run of this
-            package, or a `.weights.h5` of the same network in the same form.
+            keras-applications, or a `.keras` or `.weights.h5` file or a
+            training run of this package.
 
     Raises:
         ValueError: if `source` is none of these, does not fit, or holds
@@ -213,17 +219,15 @@ def load_weights(model, source: str | os.PathLike | Weights) -> None:
                 source.name,
                 source.license,
             )
-    if path.name.endswith(_KERAS_3):
-        _load_keras_3(model, path)
-        return
-    weights = _fitting(read(path), shapes, path)
+    dtypes = {x.variable_dtype for x in ours}
+    weights = _fitting(read(path), shapes, path, dtypes)
     cut = convert.split_paths(weights, [x.name for x in ours])
     for layer in ours:
         if layer.name in cut:
             layer.set_weights(cut[layer.name])
 
 
-def _fitting(weights, shapes, path):
+def _fitting(weights, shapes, path, dtypes):
     """What of a file goes into a model of such shapes; or an error."""
     found = {
         name: [a.shape for a in arrays] for name, arrays in weights.items()
@@ -253,14 +257,17 @@ def _fitting(weights, shapes, path):
                 f"`weights` must fit the model; {path} has {expected} for "
                 f"{name}, the model {shapes[name]}."
             )
-        _check_values(name, arrays, path)
+        _check_values(name, arrays, path, dtypes)
     return weights
 
 
-def _check_values(name, arrays, path):
-    if not all(np.isfinite(array).all() for array in arrays):
+def _check_values(name, arrays, path, dtypes):
+    # Of what `layer.set_weights` will cast to, too.
+    largest = min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes)
+    if not all((abs(array) <= largest).all() for array in arrays):
         raise ValueError(
-            f"`weights` must be finite; {path} has NaN or infinity in {name}."
+            f"`weights` must be finite in {', '.join(sorted(dtypes))}; {path} "
+            f"has NaN, infinity or larger numbers in {name}."
         )
     if name.endswith("_bn") and (arrays[3] < 0).any():
         raise ValueError(
@@ -274,7 +281,7 @@ def _adapt(weights, found, shapes, path):
     if _HEAD in shapes and _HEAD not in found:
         _log.warning("%s has no classifier; the model's stays as it is.", path)
     elif _HEAD in shapes:
-        (features, ours), _ = shapes[_HEAD]
+        features, ours = shapes[_HEAD][0]
         theirs = found[_HEAD][0][-1]
         if theirs != ours and found[_HEAD] == [(features, theirs), (theirs,)]:
             del weights[_HEAD]
@@ -295,32 +302,6 @@ def _adapt(weights, found, shapes, path):
             path,
             channels,
         )
-
-
-def _load_keras_3(model, path):
-    """Layers are matched by class and order, not by name, as Keras does."""
-    before = model.get_weights()
-    try:
-        # What Keras warns of layer by layer, the error below says once.
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            model.load_weights(path)
-    except Exception as error:
-        model.set_weights(before)
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(
-            f"`weights` must fit the model; {path} does not fit "
-            f"{model.name}: {reason}"
-        ) from error
-    try:
-        for layer in model.layers:
-            if layer.weights:
-                _check_values(layer.name, layer.get_weights(), path)
-    except ValueError:
-        model.set_weights(before)
-        raise
-    for warning in caught:
-        warnings.warn(warning.message, warning.category, stacklevel=3)
 
 
 def _notation(model):

@@ -55,11 +55,16 @@ def read(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
     """
     try:
         return reader_of(path)(path)
-    except (ValueError, ImportError):
+    except ImportError:
         raise
     # Damaged files end in whatever their libraries meet first.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error!r}") from error
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(
+            f"{path} holds no weights of a ResNeXt: {reason}"
+        ) from error
 
 
 def read_safetensors(path):
@@ -104,8 +109,11 @@ def read_pth(path):
         # Tensors only: a pickle could hold code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{path} is no file of tensors: {reason}") from error
+        # What torch says of it is how to run the code that may be in there.
+        raise ValueError(
+            f"{path} is no file of tensors, or holds more than tensors "
+            f"({type(error).__name__}); nothing in it was run."
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{path} is no file of tensors by name.")
@@ -137,20 +145,52 @@ def read_legacy_h5(path):
         for layer in _texts(root.attrs["layer_names"]):
             names = _texts(root[layer].attrs["weight_names"])
             if names:
-                weights[layer] = [root[layer][name][()] for name in names]
+                weights[layer] = [_array(root[layer], name) for name in names]
     kernel = weights.get("conv2_block1_2_conv", [None])[0]
     if kernel is not None and kernel.shape[2] > kernel.shape[3]:
         return convert.from_keras_applications(weights)
     return convert.join_paths(weights)
 
 
+def _array(group, name):
+    values = np.asarray(group[name][()])
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {values.dtype}, no numbers")
+    return values
+
+
+def read_weights_h5(path):
+    """Keras 3's layout: groups by class and order, each with its name."""
+    import h5py
+
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"{path} is no HDF5 file: {error}") from error
+    with file:
+        weights = {}
+        for group in file["layers"].values():
+            values = group.get("vars", {})
+            if "name" in getattr(values, "attrs", ()) and len(values):
+                names = map(str, range(len(values)))
+                arrays = [_array(values, name) for name in names]
+                weights[values.attrs["name"]] = arrays
+    return convert.join_paths(weights)
+
+
 def read_keras(path):
     import keras
 
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{path} is not there; a training run has it once it is finished."
+        )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "File not found" in reason:  # said of damaged ones
+            reason = "it is no archive, or a part of one"
         raise ValueError(f"{path} is no .keras file: {reason}") from error
     return convert.join_paths(
         {x.name: x.get_weights() for x in model.layers if x.weights}
@@ -169,5 +209,6 @@ READERS = {
     ".safetensors": read_safetensors,
     ".pth": read_pth,
     ".keras": read_keras,
+    ".weights.h5": read_weights_h5,  # before the other .h5
     ".h5": read_legacy_h5,
 }

@@ -22,7 +22,8 @@ def export_weights(
 
     Raises:
         ValueError: if `path` ends otherwise, or the model has layers with
-            weights that are not the builders'.
+            weights that are not the builders', or none, or its batch norms
+            are folded.
         FileExistsError: if `path` exists and `overwrite` is false.
 
     Example:
@@ -37,11 +38,13 @@ def export_weights(
     require("safetensors", extra="weights", purpose="Writing .safetensors")
     from safetensors.numpy import save_file
 
-    tensors = convert.to_torch(
-        convert.join_paths(
-            {x.name: x.get_weights() for x in model.layers if x.weights}
+    weights = {x.name: x.get_weights() for x in model.layers if x.weights}
+    if "conv1_bn" not in weights:
+        raise ValueError(
+            "`model` must be one of the builders', with its batch norms, not "
+            f"folded; {model.name} has no conv1_bn."
         )
-    )
+    tensors = convert.to_torch(convert.join_paths(weights))
     with staged(path, overwrite=overwrite) as new:
         save_file(
             {name: np.ascontiguousarray(x) for name, x in tensors.items()},

@@ -45,7 +45,12 @@ def resize_crop_normalize(
     from PIL import Image
 
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or not image.size
+    ):
         raise ValueError(
             "`image` must be uint8 (height, width, 3); got "
             f"{image.dtype} {image.shape}."
