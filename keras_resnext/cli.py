@@ -629,7 +629,7 @@ def _load_published(model, weights):
     from keras_resnext.weights import get_weights
     from keras_resnext.weights.read import reader_of
 
-    if reader_of(weights) or os.path.exists(weights):
+    if weights and (reader_of(weights) or os.path.exists(weights)):
         raise ValueError(
             "`weights` must be a tag of `list --weights`, whose transform is "
             f"known; got the file {weights!r}."
