@@ -81,10 +81,10 @@ def main():
         if "KERAS_RESNEXT_TRACEBACK" in os.environ or not _is_expected(error):
             raise
         message = " ".join(str(error).split())
-        Console(stderr=True).print(
-            f"[bold red]Error:[/] {escape(message)}", soft_wrap=True
-        )
-        sys.exit(1)
+        status = getattr(error, "exit_status", 1)
+        label = "[bold red]Error:[/] " if status == 1 else ""
+        Console(stderr=True).print(f"{label}{escape(message)}", soft_wrap=True)
+        sys.exit(status)
 
 
 def _is_expected(error):
@@ -109,18 +109,24 @@ def list_models(
     weights: Annotated[
         bool, typer.Option("--weights", help="Published weights instead.")
     ] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="Training recipes instead.")
+    ] = False,
     model: Annotated[
         str | None, typer.Argument(help="Only this model's weights.")
     ] = None,
 ):
     """List the models that have a name of their own."""
-    if (model and not weights) or (weights and devices):
+    if (model and not weights) or weights + devices + recipes > 1:
         raise ValueError(
-            "`list` takes a model with --weights only, and one of --weights "
-            "and --devices."
+            "`list` takes a model with --weights only, and one of --weights, "
+            "--devices and --recipes."
         )
     if weights:
         _print_weights(model)
+        return
+    if recipes:
+        _print_recipes()
         return
     _start_tensorflow()
     if devices:
@@ -164,7 +170,8 @@ def summary(
 @app.command()
 def train(
     workdir: Annotated[
-        Path, typer.Option(help="Folder of the run; one that exists goes on.")
+        Path,
+        typer.Option(help="Folder of the run; one that exists goes on."),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -173,6 +180,9 @@ def train(
             help="Other fields of the recipe, such as epochs=30.",
         ),
     ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, see `list --recipes`.")
+    ] = "digits",
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -183,42 +193,102 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="Name of a model, see `list`.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights to start from: a tag, or a file."),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Last part that is not trained, such as conv3; with all "
+            "before it."
+        ),
+    ] = None,
     strategy: Annotated[
-        str, typer.Option(help="auto, one or mirrored.")
+        str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
     ] = "auto",
+    steps_per_call: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Steps between looks at the loss. Defaults to 1 on CPUs, 10 "
+            "on GPUs and TPUs.",
+        ),
+    ] = 0,
+    save_every_steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Steps between checkpoints. Defaults to an epoch's."
+        ),
+    ] = 0,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Newest checkpoints to keep.")
+    ] = 2,
+    on_bad_image: Annotated[
+        str,
+        typer.Option(help="error, or skip images that cannot be decoded."),
+    ] = "error",
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="The same bits each time; may be slower."
+        ),
+    ] = False,
     data_dir: DataDirOption = None,
 ):
     """Train a model, or go on where training stopped.
 
     Without options the recipe is a small ResNeXt on handwritten digits.
     """
-    _start_tensorflow()
-    from keras_resnext.training import Recipe
-    from keras_resnext.training import train
+    from keras_resnext.training import RECIPES
 
-    recipe = Recipe().override(
+    if recipe not in RECIPES:
+        raise ValueError(
+            f"`recipe` must be one of {', '.join(RECIPES)}; got {recipe!r}."
+        )
+    given = {
+        "dataset": dataset,
+        "model": model,
+        "weights": weights,
+        "freeze": freeze,
+    }
+    plan = RECIPES[recipe].override(
         [
-            *([f"dataset={dataset}"] if dataset else []),
-            *([f"model={model}"] if model else []),
+            *(f"{name}={value}" for name, value in given.items() if value),
             *(overrides or []),
         ]
     )
-    console.print(recipe)
+    # Workers connect before anything else uses TensorFlow.
+    chosen = _start_tensorflow(strategy)
+    from keras_resnext.training import train
+
+    console.print(plan)
     with _training_progress() as (on_step, on_epoch):
         run = train(
-            recipe,
+            plan,
             workdir,
-            strategy=strategy,
+            strategy=chosen,
             data_dir=data_dir,
+            steps_per_call=steps_per_call,
+            save_every_steps=save_every_steps,
+            keep=keep,
+            on_bad_image=on_bad_image,
+            deterministic=deterministic,
             on_step=on_step,
             on_epoch=on_epoch,
         )
     accuracy = [entry["held_out_accuracy"] for entry in run.history[-1:]]
     console.print(
-        f"{run.path}: {recipe.epochs} epochs done"
+        f"{run.path}: {plan.epochs} epochs done"
         + "".join(f", held-out accuracy {a:.4f}" for a in accuracy)
         + f". Its {run.model_file.name} is ready."
     )
+    if run.bad_images.exists():
+        count = len(run.bad_images.read_text().splitlines())
+        console.print(
+            f"{count} images could not be decoded and were left out; "
+            f"{run.bad_images} names them."
+        )
 
 
 @app.command()
@@ -281,7 +351,12 @@ def evaluate(
         require("matplotlib", extra="train", purpose="The picture")
     dataset = _dataset_of(run, dataset, data_dir)
     result = evaluate(
-        network, dataset, split=split, batch_size=batch_size, data_dir=data_dir
+        network,
+        dataset,
+        split=split,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        crop=_crop_of(run),
     )
     console.print(
         f"{dataset}, split {result.split}: all {result.examples} images seen, "
@@ -289,7 +364,9 @@ def evaluate(
         f"Accuracy {result.accuracy:.4f}, loss {result.loss:.4f}."
     )
     if picture is not None:
-        _draw_predictions(network, dataset, data_dir, result, picture)
+        _draw_predictions(
+            network, dataset, data_dir, result, picture, _crop_of(run)
+        )
         console.print(f"Wrote {picture}.")
     _check_accuracy(result.accuracy, at_least)
 
@@ -321,8 +398,11 @@ def predict(
         network, run = _load(model)
         check_classifier(network)
         labels = run.labels if run else None
-        size = image_size(network)
-        inputs = [preprocess_input(read_image(path, size)) for path in images]
+        size, crop = image_size(network), _crop_of(run)
+        inputs = [
+            preprocess_input(read_image(path, size, crop=crop))
+            for path in images
+        ]
     for path, image in zip(images, inputs, strict=True):
         scores = network.predict_on_batch(image[None])[0]
         table = Table("class", "probability", title=str(path))
@@ -383,7 +463,11 @@ def export(
     images = classes = None
     if data or run:
         images, classes = _held_out_pixels(
-            network, _dataset_of(run, data, data_dir), data_dir, max_images
+            network,
+            _dataset_of(run, data, data_dir),
+            data_dir,
+            max_images,
+            _crop_of(run),
         )
     write = {
         Format.savedmodel: exporters.to_saved_model,
@@ -467,6 +551,23 @@ def _print_weights(model):
         "Accuracies in percent of ImageNet's validation images, as published; "
         "none was measured here."
     )
+
+
+def _print_recipes():
+    """Each recipe, by what it changes of the default."""
+    import dataclasses
+
+    from keras_resnext.training import RECIPES
+    from keras_resnext.training import Recipe
+
+    usual = dataclasses.asdict(Recipe())
+    for name, recipe in RECIPES.items():
+        table = Table("field", "value", title=name)
+        for field, value in dataclasses.asdict(recipe).items():
+            if name == "digits" or value != usual[field]:
+                table.add_row(field, str(value))
+        console.print(table)
+    console.print("Fields that a recipe does not list are those of digits.")
 
 
 def _print_devices():
@@ -562,7 +663,7 @@ def _comparison(network, artifacts, images, classes):
     return table
 
 
-def _held_out_pixels(network, dataset, data_dir, max_images):
+def _held_out_pixels(network, dataset, data_dir, max_images, crop):
     import numpy as np
 
     from keras_resnext.preprocessing import image_size
@@ -571,12 +672,12 @@ def _held_out_pixels(network, dataset, data_dir, max_images):
     size = image_size(network)
     data = open_dataset(dataset, data_dir)
     data.prepare()
-    images = data.images(data.held_out_split, size).take(max_images)
+    images = data.pixels(data.held_out_split, size, crop=crop).take(max_images)
     pixels, classes = zip(*images.as_numpy_iterator(), strict=True)
     return np.stack(pixels), np.stack(classes)
 
 
-def _draw_predictions(network, dataset, data_dir, result, picture):
+def _draw_predictions(network, dataset, data_dir, result, picture, crop):
     """All mistakes, as far as they fit, then images classified right."""
     import numpy as np
 
@@ -590,7 +691,7 @@ def _draw_predictions(network, dataset, data_dir, result, picture):
     shown = np.argsort(~wrong, kind="stable")[:_GRID_IMAGES]
     wanted = {int(i): place for place, i in enumerate(shown)}
     pixels = [None] * len(shown)
-    images = data.images(result.split, image_size(network))
+    images = data.pixels(result.split, image_size(network), crop=crop)
     for i, (image, _) in enumerate(images.as_numpy_iterator()):
         if i in wanted:
             pixels[wanted[i]] = image
@@ -680,6 +781,11 @@ def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
     return result.accuracy
 
 
+def _crop_of(run):
+    """Which square of an image a run's model was evaluated on."""
+    return run.recipe.eval_crop if run else 1.0
+
+
 def _dataset_of(run, dataset, data_dir):
     """The data set asked for, or the run's; with the run's classes."""
     from keras_resnext.training.data import open_dataset
@@ -741,30 +847,39 @@ def _training_progress():
                 f"epoch {entry['epoch']:3d}: loss {entry['loss']:.4f}, "
                 f"accuracy {entry['accuracy']:.4f}; held out "
                 f"{entry['held_out_loss']:.4f}, "
-                f"{entry['held_out_accuracy']:.4f}"
+                f"{entry['held_out_accuracy']:.4f}; "
+                f"{entry['images_per_second']:.0f} images/s, "
+                f"{entry['waiting']:.1%} waiting for them"
             )
 
         yield on_step, on_epoch
 
 
-def _start_tensorflow():
-    """Import TensorFlow without its greeting.
+def _start_tensorflow(strategy=None):
+    """Import TensorFlow without its greeting, and make a strategy.
 
     Its libraries write to standard error before any log level counts. What
     they write is kept, and shown if the import fails.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+
+    def start():
         import tensorflow as tf
 
-        return
+        if strategy is None:
+            tf.config.list_logical_devices()
+            return None
+        from keras_resnext.training.strategy import make_strategy
+
+        return make_strategy(strategy)
+
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        return start()
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as greeting:
         os.dup2(greeting.fileno(), 2)
         try:
-            import tensorflow as tf
-
-            tf.config.list_logical_devices()
+            return start()
         except BaseException:
             greeting.seek(0)
             os.write(standard_error, greeting.read())

@@ -99,8 +99,8 @@ def decode_predictions(
     ]
 
 
-def resize_and_crop(image, size: int):
-    """The largest centred square of an image, resized to `size` pixels.
+def resize_and_crop(image, size: int, *, crop: float = 1.0):
+    """The centred square of an image, resized to `size` pixels.
 
     Bilinear with antialiasing: photographs lose detail without aliasing, and
     enlarging is plain bilinear.
@@ -108,6 +108,8 @@ def resize_and_crop(image, size: int):
     Args:
         image: Tensor `(height, width, channels)` of pixels.
         size: Side of the result, in pixels.
+        crop: Share of the image's shorter side that the square has. Defaults
+            to 1, the largest square.
 
     Returns:
         float32 tensor `(size, size, channels)`, in the range of the input.
@@ -117,6 +119,12 @@ def resize_and_crop(image, size: int):
     >>> resize_and_crop(photo, 224).shape
     TensorShape([224, 224, 3])
     """
+    if crop < 1:
+        height, width = keras.ops.shape(image)[:2]
+        shorter = keras.ops.cast(keras.ops.minimum(height, width), "float32")
+        side = keras.ops.cast(keras.ops.round(crop * shorter), "int32")
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
     return keras.ops.image.resize(
         keras.ops.cast(image, "float32"),
         (size, size),
@@ -198,12 +206,15 @@ def image_size(model: keras.Model) -> int:
     return shape[1]
 
 
-def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, size: int, *, crop: float = 1.0
+) -> np.ndarray:
     """Read an image file as the square of pixels that a network looks at.
 
     Args:
         path: A JPEG, PNG, GIF or BMP file (a GIF's first frame).
         size: Side of the result, in pixels.
+        crop: See `resize_and_crop`. Defaults to 1, the largest square.
 
     Returns:
         float32 array `(size, size, 3)` of RGB in [0, 255].
@@ -216,7 +227,8 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
     >>> read_image("photo.jpg", 224).shape
     (224, 224, 3)
     """
-    return keras.ops.convert_to_numpy(resize_and_crop(read_photo(path), size))
+    photo = read_photo(path)
+    return keras.ops.convert_to_numpy(resize_and_crop(photo, size, crop=crop))
 
 
 def read_photo(path: str | os.PathLike) -> np.ndarray:

@@ -1,6 +1,26 @@
-"""Random changes to training images, each a function of image and seed."""
+"""Random changes to training images, each a function of image and seed.
 
+Images are float32 pixels in [0, 255]. A seed is a tensor of two integers; the
+same seed, the same change.
+"""
+
+import functools
+import math
+
+import keras
 import tensorflow as tf
+
+# Of red, green and blue in what people see as brightness (ITU-R 601), as
+# Pillow has them.
+_GRAY = (0.299, 0.587, 0.114)
+# Eigenvalues and eigenvectors of ImageNet's pixels, of values in [0, 1]:
+# Krizhevsky et al. 2012, section 4.1, as fb.resnet.torch has the numbers.
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
 
 
 def pad_and_crop(image, padding, seed):
@@ -9,7 +29,7 @@ def pad_and_crop(image, padding, seed):
     Args:
         image: Tensor `(height, width, channels)`.
         padding: Pixels on each side.
-        seed: Tensor of two integers; the same seed, the same crop.
+        seed: Tensor of two integers.
 
     Returns:
         Tensor of the shape of `image`.
@@ -28,12 +48,44 @@ def pad_and_crop(image, padding, seed):
     )
 
 
+def random_window(shape, smallest_area, seed):
+    """Where a crop of random size and proportions (3:4 to 4:3) lies.
+
+    Args:
+        shape: Tensor of an image's height, width and channels.
+        smallest_area: Smallest share of the image's area.
+        seed: Tensor of two integers.
+
+    Returns:
+        int32 tensor of the first row, the first column, height and width.
+
+    Example:
+
+    >>> random_window((375, 500, 3), 0.08, seed=(0, 1)).shape
+    TensorShape([4])
+
+    Reference:
+        Szegedy et al., arXiv 1409.4842, section 6, as fb.resnet.torch has it.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros((0, 0, 4)),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(smallest_area, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], axis=0)
+
+
 def flip(image, seed):
     """Mirror an image left to right, or not, with equal chances.
 
     Args:
         image: Tensor `(height, width, channels)`.
-        seed: Tensor of two integers; the same seed, the same choice.
+        seed: Tensor of two integers.
 
     Returns:
         Tensor of the shape of `image`.
@@ -44,3 +96,352 @@ def flip(image, seed):
     TensorShape([32, 32, 3])
     """
     return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def color_jitter(image, strength, seed):
+    """Vary brightness, contrast and saturation, in random order.
+
+    Args:
+        image: Tensor `(height, width, 3)`.
+        strength: Largest change, as a share of what is there.
+        seed: Tensor of two integers.
+
+    Returns:
+        Tensor of the shape of `image`.
+
+    Example:
+
+    >>> color_jitter(tf.ones((32, 32, 3)), 0.4, seed=(0, 1)).shape
+    TensorShape([32, 32, 3])
+
+    Reference:
+        fb.resnet.torch, `datasets/transforms.lua`, as facebookresearch/ResNeXt
+        uses it.
+    """
+    factor_seed, order_seed = _split(seed, 2)
+    low, high = max(0.0, 1 - strength), 1 + strength
+    factors = tf.random.stateless_uniform((3,), factor_seed, low, high)
+    order = tf.random.experimental.stateless_shuffle(tf.range(3), order_seed)
+    for i in range(3):
+        factor = factors[i]
+        image = tf.switch_case(
+            order[i],
+            [
+                functools.partial(change, image, factor)
+                for change in (_brightness, _contrast, _saturation)
+            ],
+        )
+    return image
+
+
+def lighting(image, deviation, seed):
+    """Add noise along the principal components of ImageNet's colours.
+
+    Args:
+        image: Tensor `(height, width, 3)`.
+        deviation: Standard deviation of the noise, in eigenvalues.
+        seed: Tensor of two integers.
+
+    Returns:
+        Tensor of the shape of `image`.
+
+    Example:
+
+    >>> lighting(tf.ones((32, 32, 3)), 0.1, seed=(0, 1)).shape
+    TensorShape([32, 32, 3])
+
+    Reference:
+        Krizhevsky et al. 2012, section 4.1.
+    """
+    alpha = tf.random.stateless_normal((3,), seed, stddev=deviation)
+    shift = tf.linalg.matvec(_EIGENVECTORS, alpha * _EIGENVALUES)
+    return image + 255 * shift
+
+
+def erase(image, probability, seed):
+    """Set a rectangle of an image to zero, with some probability.
+
+    Zero is ImageNet's mean colour, so that it comes after normalisation.
+
+    Args:
+        image: Tensor `(height, width, channels)`, normalised.
+        probability: Of there being a rectangle.
+        seed: Tensor of two integers.
+
+    Returns:
+        Tensor of the shape of `image`.
+
+    Example:
+
+    >>> erase(tf.ones((32, 32, 3)), 0.1, seed=(0, 1)).shape
+    TensorShape([32, 32, 3])
+
+    Reference:
+        Zhong et al., arXiv 1708.04896, with torchvision's ranges: 2 to 33 %
+        of the area, proportions of 0.3 to 3.3.
+    """
+    attempts = 10
+    chance, area_seed, ratio_seed, place_seed = _split(seed, 4)
+    height, width = image.shape[:2]
+    area = tf.random.stateless_uniform((attempts,), area_seed, 0.02, 0.33)
+    ratio = tf.exp(
+        tf.random.stateless_uniform(
+            (attempts,), ratio_seed, math.log(0.3), math.log(3.3)
+        )
+    )
+    sides = tf.round(
+        tf.sqrt(
+            height * width * area[:, None] * tf.stack([ratio, 1 / ratio], 1)
+        )
+    )
+    fits = tf.reduce_all(sides < (height, width), axis=1)
+    rows, columns = tf.unstack(sides[tf.argmax(fits)])
+    top, left = tf.unstack(tf.random.stateless_uniform((2,), place_seed))
+    top = tf.floor(top * (height - rows + 1))
+    left = tf.floor(left * (width - columns + 1))
+    y = tf.range(height, dtype=tf.float32)[:, None]
+    x = tf.range(width, dtype=tf.float32)[None, :]
+    inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
+    happens = tf.random.stateless_uniform((), chance) < probability
+    inside &= happens & tf.reduce_any(fits)
+    return tf.where(inside[..., None], tf.zeros_like(image), image)
+
+
+class _Seeds(keras.random.SeedGenerator):
+    """What Keras' layers take for a source of seeds, without its variable."""
+
+    def __init__(self, seed):
+        self._next = seed
+
+    def next(self, ordered=True):
+        seed, self._next = _split(self._next, 2)
+        return seed
+
+
+def make_mix(mixup, cutmix):
+    """Build what blends the images of a batch, and their labels.
+
+    Args:
+        mixup: Alpha of mixup, or 0.
+        cutmix: Alpha of CutMix, or 0. With both above 0 each batch gets one
+            of them, with equal chances.
+
+    Returns:
+        A function of images `(batch, height, width, channels)`, labels as
+        probabilities, float32 `(batch, classes)`, and a seed, to images and
+        labels of the same shapes.
+
+    Example:
+
+    >>> images, labels = make_mix(0.2, 1.0)(images, labels, seed=(0, 1))
+
+    Reference:
+        arXiv 1710.09412 (mixup), arXiv 1905.04899 (CutMix).
+    """
+    layers = []
+    if mixup:
+        layers.append(keras.layers.MixUp(mixup, dtype="float32"))
+    if cutmix:
+        layers.append(keras.layers.CutMix((cutmix, cutmix), dtype="float32"))
+
+    def mix(images, labels, seed):
+        choice, seed = _split(seed, 2)
+        which = tf.random.stateless_uniform(
+            (), choice, 0, len(layers), tf.int32
+        )
+        branches = [
+            functools.partial(_mixed, layer, images, labels, seed)
+            for layer in layers
+        ]
+        return tf.switch_case(which, branches)
+
+    return mix
+
+
+def _mixed(layer, images, labels, seed):
+    change = layer.get_random_transformation(images, seed=_Seeds(seed))
+    labels = layer.transform_labels(labels, change)
+    return layer.transform_images(images, change), tf.cast(labels, tf.float32)
+
+
+def trivial_augment(image, seed):
+    """Do one of fourteen things to an image, with random strength.
+
+    Args:
+        image: Tensor `(height, width, 3)`.
+        seed: Tensor of two integers.
+
+    Returns:
+        Tensor of the shape of `image`, of whole numbers.
+
+    Example:
+
+    >>> trivial_augment(tf.ones((32, 32, 3)), seed=(0, 1)).shape
+    TensorShape([32, 32, 3])
+
+    Reference:
+        Müller and Hutter, arXiv 2103.10158, the wide ranges, in torchvision's
+        31 steps.
+    """
+    which_seed, step_seed, sign_seed = _split(seed, 3)
+    which = tf.random.stateless_uniform(
+        (), which_seed, 0, len(OPERATIONS), tf.int32
+    )
+    step = tf.random.stateless_uniform((), step_seed, 0, 31, tf.int32)
+    sign = tf.random.stateless_uniform((), sign_seed, 0, 2, tf.int32) * 2 - 1
+    share, sign = tf.cast(step / 30, tf.float32), tf.cast(sign, tf.float32)
+    image = tf.round(image)
+    changes = [
+        functools.partial(change, image, share, sign)
+        for change in OPERATIONS.values()
+    ]
+    return tf.clip_by_value(tf.switch_case(which, changes), 0, 255)
+
+
+def _split(seed, parts):
+    return tf.unstack(tf.random.experimental.stateless_split(seed, parts))
+
+
+def _gray(image):
+    return tf.linalg.matvec(image, _GRAY)[..., None]
+
+
+def _blend(image, other, factor):
+    return tf.clip_by_value(other + factor * (image - other), 0, 255)
+
+
+def _brightness(image, factor):
+    return _blend(image, tf.zeros_like(image), factor)
+
+
+def _contrast(image, factor):
+    return _blend(image, tf.reduce_mean(_gray(image)), factor)
+
+
+def _saturation(image, factor):
+    return _blend(image, _gray(image), factor)
+
+
+def _sharpness(image, factor):
+    # Pillow's filter for it; it leaves the border as it is.
+    weights = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
+    kernel = tf.tile(weights[..., None, None], (1, 1, 3, 1))
+    smooth = tf.nn.depthwise_conv2d(image[None], kernel, (1, 1, 1, 1), "VALID")
+    height, width = image.shape[:2]
+    inner = tf.pad(tf.ones((height - 2, width - 2, 1), tf.bool), _BORDER)
+    smooth = tf.where(inner, tf.pad(tf.round(smooth[0]), _BORDER), image)
+    return _blend(image, smooth, factor)
+
+
+_BORDER = ((1, 1), (1, 1), (0, 0))
+
+
+def _enhance(change, image, share, sign):
+    return tf.floor(change(image, 1 + 0.99 * share * sign))
+
+
+def _warp(image, matrix):
+    """Each pixel from where an affine map says, the nearest; else black."""
+    transform = tf.concat([tf.reshape(matrix, [-1]), [0.0, 0.0]], 0)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=transform[None],
+        output_shape=tf.shape(image)[:2],
+        fill_value=0.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )[0]
+
+
+def _affine(image, matrix, center=(0.0, 0.0)):
+    """A linear map of pixel centres around a point, from output to input."""
+    # Pixel centres lie half a pixel from the corner.
+    about = tf.constant(center) - 0.5
+    offset = about - tf.linalg.matvec(matrix, about)
+    return _warp(image, tf.concat([matrix, offset[:, None]], axis=1))
+
+
+def _shear_x(image, share, sign):
+    return _affine(image, _matrix(1.0, 0.99 * share * sign, 0.0, 1.0))
+
+
+def _shear_y(image, share, sign):
+    return _affine(image, _matrix(1.0, 0.0, 0.99 * share * sign, 1.0))
+
+
+def _translate_x(image, share, sign):
+    shift = tf.cast(tf.cast(32 * share * sign, tf.int32), tf.float32)
+    return _warp(image, tf.reshape([1.0, 0.0, -shift, 0.0, 1.0, 0.0], (2, 3)))
+
+
+def _translate_y(image, share, sign):
+    shift = tf.cast(tf.cast(32 * share * sign, tf.int32), tf.float32)
+    return _warp(image, tf.reshape([1.0, 0.0, 0.0, 0.0, 1.0, -shift], (2, 3)))
+
+
+def _rotate(image, share, sign):
+    angle = math.radians(135) * share * sign
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    height, width = image.shape[:2]
+    return _affine(image, _matrix(cos, -sin, sin, cos), (width / 2, height / 2))
+
+
+def _matrix(*values):
+    return tf.reshape(
+        tf.stack([tf.cast(v, tf.float32) for v in values]), (2, 2)
+    )
+
+
+def _posterize(image, share, sign):
+    bits = 8 - tf.round(6 * share)
+    size = tf.pow(2.0, 8 - bits)
+    return tf.floor(image / size) * size
+
+
+def _solarize(image, share, sign):
+    return tf.where(image >= 255 * (1 - share), 255 - image, image)
+
+
+def _auto_contrast(image, share, sign):
+    low = tf.reduce_min(image, axis=(0, 1))
+    high = tf.reduce_max(image, axis=(0, 1))
+    stretched = tf.floor((image - low) * 255 / tf.maximum(high - low, 1))
+    return tf.where(high > low, stretched, image)
+
+
+def _equalize(image, share, sign):
+    """As many pixels of each brightness, channel by channel."""
+    pixels = tf.cast(image, tf.int32)
+
+    def table(channel):
+        counts = tf.math.bincount(channel, minlength=256, maxlength=256)
+        last = counts[tf.reduce_max(channel)]
+        step = (tf.size(channel) - last) // 255
+        below = tf.cumsum(counts, exclusive=True)
+        levels = (below + step // 2) // tf.maximum(step, 1)
+        return tf.where(step > 0, tf.minimum(levels, 255), tf.range(256))
+
+    channels = [
+        tf.gather(table(tf.reshape(channel, [-1])), channel)
+        for channel in tf.unstack(pixels, axis=-1)
+    ]
+    return tf.cast(tf.stack(channels, axis=-1), tf.float32)
+
+
+# Each of image, strength as a share of the largest, and sign (-1 or 1).
+OPERATIONS = {
+    "Identity": lambda image, share, sign: image,
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+    "Rotate": _rotate,
+    "Brightness": functools.partial(_enhance, _brightness),
+    "Color": functools.partial(_enhance, _saturation),
+    "Contrast": functools.partial(_enhance, _contrast),
+    "Sharpness": functools.partial(_enhance, _sharpness),
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+}

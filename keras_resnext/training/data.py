@@ -18,7 +18,31 @@ from keras_resnext.training.recipe import Recipe
 # The split to watch and to judge by, whatever a data set calls it. ImageNet's
 # "test" carries no labels, so it comes last.
 HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
-_SHUFFLE_BUFFER = 10_000  # images
+_SHUFFLE_BUFFER = 4096  # images
+_SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
+_MIX = -1  # no image's number
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which images of each batch one input pipeline reads.
+
+    Args:
+        replicas: Replicas in all, each of which takes a batch at a time.
+        pipelines: Input pipelines in all, one for each machine.
+        pipeline: Number of this one, from 0.
+
+    Example:
+
+    >>> Share(replicas=8, pipelines=2, pipeline=1)  # the second of two machines
+    """
+
+    replicas: int = 1
+    pipelines: int = 1
+    pipeline: int = 0
+
+
+WHOLE = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +53,11 @@ class ImageData:
 
     Args:
         builder: The TFDS builder behind it.
+        folder: The folder of images, or `None`.
     """
 
     builder: tfds.core.DatasetBuilder
+    folder: str | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -70,65 +96,219 @@ class ImageData:
 
     def prepare(self) -> None:
         """Download and write what is not there yet; a folder is as it is."""
-        if not isinstance(self.builder, tfds.ImageFolder):
+        if not self.folder:
             try:
                 self.builder.download_and_prepare()
             except AssertionError as error:
                 # How TFDS says that files must be fetched by hand first.
                 raise FileNotFoundError(str(error)) from error
 
-    def images(
-        self,
-        split: str,
-        image_size: int,
-        *,
-        shuffle_seed: int | None = None,
-        transform: Callable | None = None,
+    def encoded(
+        self, split: str, *, shuffle_seed: int | None = None, skip: int = 0
     ) -> tf.data.Dataset:
-        """All images of a split.
+        """All images of a split as they are stored.
+
+        A folder is shuffled as a whole. A TFDS data set, which is stored in
+        files to be read from the beginning, is shuffled in three: the files,
+        by reading several at a time, and a few thousand images at a time.
 
         Args:
             split: Name of the split.
-            image_size: Side of the images, in pixels.
             shuffle_seed: Seed of the order; `None` for the data set's own.
                 Defaults to `None`.
-            transform: What makes network input, float32 `(image_size,
-                image_size, 3)`, of a stored image, uint8 `(height, width, 3)`,
-                both NumPy's. Defaults to `None`, `resize_and_crop`.
+            skip: How many to leave out at the beginning. Defaults to 0.
 
         Returns:
-            A `tf.data.Dataset` of RGB pixels in [0, 255], float32
-            `(image_size, image_size, 3)`, or what `transform` makes of them,
-            and labels, int64.
+            A `tf.data.Dataset` of an image's name, its encoded bytes, and its
+            label, int64.
+
+        Raises:
+            ValueError: if there is no such split.
         """
-        decode = self.builder.info.features["image"].decode_example
-        size = (image_size, image_size, 3)
-
-        def load(example):
-            image = decode(example["image"])
-            if transform is None:
-                image = resize_and_crop(image, image_size)
-            if image.shape[-1] == 1:
-                image = tf.image.grayscale_to_rgb(image)
-            if transform is not None:
-                image = tf.numpy_function(
-                    transform, [image], tf.float32, stateful=False
-                )
-                image = tf.ensure_shape(image, size)
-            return image, example["label"]
-
         self.num_examples(split)  # says so if there is no such split
-        images = self.builder.as_dataset(
-            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        if self.folder:
+            names, labels = self._files(split)
+            order = np.arange(len(names))
+            if shuffle_seed is not None:
+                order = np.random.default_rng(shuffle_seed).permutation(order)
+            order = order[skip:]
+            return tf.data.Dataset.from_tensor_slices(
+                (names[order], labels[order])
+            ).map(lambda name, label: (name, tf.io.read_file(name), label))
+        options = tf.data.Options()
+        options.deterministic = True
+        examples = self.builder.as_dataset(
+            split=split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=shuffle_seed is not None,
+            read_config=tfds.ReadConfig(
+                shuffle_seed=shuffle_seed, options=options, add_tfds_id=True
+            ),
         )
         if shuffle_seed is not None:
             # Encoded images take a small part of the memory of pixels.
-            images = images.shuffle(
+            examples = examples.shuffle(
                 _SHUFFLE_BUFFER,
                 seed=shuffle_seed,
                 reshuffle_each_iteration=False,
             )
-        return images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.skip(skip).map(
+            lambda example: (
+                example["tfds_id"],
+                example["image"],
+                example["label"],
+            )
+        )
+
+    def _files(self, split):
+        """Paths and labels of a folder's images, the same on every machine."""
+        found = [
+            (str(path), label)
+            for label, name in enumerate(self.labels)
+            for path in sorted(pathlib.Path(self.folder, split, name).iterdir())
+            if path.suffix.lower() in _SUFFIXES
+        ]
+        expected = self.num_examples(split)
+        if len(found) != expected:
+            raise ValueError(
+                f"`dataset` must stay as it is; {self.folder} had {expected} "
+                f"images in {split}, now {len(found)}."
+            )
+        names, labels = zip(*found, strict=True)
+        return np.array(names), np.array(labels, "int64")
+
+    def pixels(
+        self, split: str, image_size: int, *, crop: float = 1.0
+    ) -> tf.data.Dataset:
+        """All images of a split as a network is shown them, in order.
+
+        Args:
+            split: Name of the split.
+            image_size: Side of the images, in pixels.
+            crop: See `Recipe.eval_crop`. Defaults to 1.
+
+        Returns:
+            A `tf.data.Dataset` of RGB pixels in [0, 255], float32
+            `(image_size, image_size, 3)`, and labels, int64.
+        """
+        return self.encoded(split).map(
+            lambda name, encoded, label: (
+                resize_and_crop(decode(encoded), image_size, crop=crop),
+                label,
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+
+class BadImages:
+    """Names of images that could not be decoded.
+
+    Args:
+        skip: Whether they are left out, or an error. Defaults to `False`.
+
+    Example:
+
+    >>> bad = BadImages(skip=True)
+    >>> for images, labels, weights in training_batches(..., bad=bad):
+    ...     bad.check()
+    >>> bad.names
+    ['photos/train/cat/7.jpg']
+    """
+
+    def __init__(self, skip: bool = False):
+        self.skip = skip
+        self._names = {}  # in the order in which they came up
+
+    @property
+    def names(self) -> list[str]:
+        """The names found so far, each once."""
+        return list(self._names)
+
+    def check(self) -> None:
+        """Raise an error that names them, unless they are left out.
+
+        Raises:
+            ValueError: if there are any and `skip` is false.
+        """
+        if self._names and not self.skip:
+            raise ValueError(
+                "`dataset` must have images that can be decoded, or "
+                "`on_bad_image` must be skip; cannot decode "
+                f"{', '.join(self.names[:5])}."
+            )
+
+    def guard(self, examples, load, fallback):
+        """Map `load`, whose errors become `fallback` with a weight of 0.
+
+        Args:
+            examples: A `tf.data.Dataset` of tuples that begin with a name.
+            load: A function of such a tuple's parts to a tuple.
+            fallback: What stands for it where that fails.
+
+        Returns:
+            A `tf.data.Dataset` of what `load` returns, in order, with a
+            weight at the end: float32, 0 where it failed, else 1.
+        """
+
+        def note(name):
+            self._names[name.decode()] = True
+            return np.float32(0)
+
+        def one(*example):
+            this = tf.data.Dataset.from_tensors(example)
+            good = this.map(lambda *parts: (*load(*parts), 1.0))
+            bad = this.map(
+                lambda name, *_: (
+                    *fallback,
+                    tf.ensure_shape(
+                        tf.numpy_function(note, [name], tf.float32), ()
+                    ),
+                )
+            )
+            # Whatever is wrong with an image becomes known by decoding it.
+            return good.ignore_errors().concatenate(bad).take(1)
+
+        parallel = 2 * (os.cpu_count() or 1)
+        return examples.interleave(
+            one, cycle_length=parallel, num_parallel_calls=parallel
+        )
+
+
+def decode(encoded):
+    """Pixels of a JPEG, PNG, GIF or BMP image.
+
+    Args:
+        encoded: String tensor.
+
+    Returns:
+        uint8 tensor `(height, width, 3)` of RGB.
+
+    Example:
+
+    >>> decode(tf.io.read_file("photo.jpg")).dtype
+    tf.uint8
+    """
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode_window(encoded, smallest_area, seed):
+    """A random window of an image; of a JPEG, nothing else is decoded."""
+
+    def jpeg():
+        window = augment.random_window(
+            tf.io.extract_jpeg_shape(encoded), smallest_area, seed
+        )
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+
+    def other():
+        image = decode(encoded)
+        window = augment.random_window(tf.shape(image), smallest_area, seed)
+        top, left, height, width = tf.unstack(window)
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def locate(name: str | os.PathLike) -> str:
@@ -183,7 +363,7 @@ def open_dataset(
     """
     name = locate(name)
     if os.path.isdir(name):
-        data = ImageData(tfds.ImageFolder(name))
+        data = ImageData(tfds.ImageFolder(name), name)
         splits = data.builder.info.splits
         if not any(split.num_examples for split in splits.values()):
             raise ValueError(
@@ -216,46 +396,109 @@ def open_dataset(
 
 
 def training_batches(
-    data: ImageData, recipe: Recipe, epoch: int
+    data: ImageData,
+    recipe: Recipe,
+    epoch: int,
+    *,
+    bad: BadImages | None = None,
+    first_step: int = 0,
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
-    """One epoch of shuffled, augmented batches for the network.
+    """An epoch of shuffled, augmented batches for the network.
 
-    Every random change follows from `recipe.seed` and `epoch`; so does the
-    order, with TensorFlow's global seed, which `train` sets. The last batch is
-    left out if it is not full.
+    Every random change to an image follows from `recipe.seed` and the
+    image's place in training, whichever share it is in; only mixup and CutMix
+    look at the other images of a replica's batch. The images that would not
+    fill the last batch are left out.
 
     Args:
         data: An `ImageData`, prepared.
         recipe: A `Recipe`.
         epoch: Number of the epoch, from 0.
+        bad: Where images that cannot be decoded are noted; they have a weight
+            of 0. Defaults to `None`, which nobody looks at.
+        first_step: Steps of the epoch that are done already. Defaults to 0.
+        share: Which part of each batch this pipeline reads. Defaults to all.
 
     Returns:
-        A `tf.data.Dataset` of preprocessed images, float32 `(batch_size,
-        image_size, image_size, 3)`, and labels, int64 `(batch_size,)`.
+        A `tf.data.Dataset` of preprocessed images, float32 `(batch,
+        image_size, image_size, 3)`, probabilities, float32 `(batch,
+        classes)`, and weights, float32 `(batch,)`; `batch` is a replica's.
     """
-    first_image = epoch * data.num_examples("train")
-
-    def change(number, example):
-        image, label = example
-        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
-        crop_seed, flip_seed = tf.unstack(
-            tf.random.experimental.stateless_split(seed, 2)
-        )
-        if recipe.crop_padding:
-            image = augment.pad_and_crop(image, recipe.crop_padding, crop_seed)
-        if recipe.flip:
-            image = augment.flip(image, flip_seed)
-        return preprocess_input(image), label
-
+    size, classes = recipe.image_size, len(data.labels)
+    steps = data.num_examples("train") // recipe.batch_size
+    before = first_step * recipe.batch_size
     # Hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
     (order,) = np.random.SeedSequence((recipe.seed, epoch)).generate_state(1)
-    images = data.images("train", recipe.image_size, shuffle_seed=int(order))
-    return (
-        tf.data.Dataset.zip(tf.data.Dataset.counter(first_image), images)
-        .map(change, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(recipe.batch_size, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
+    examples = data.encoded("train", shuffle_seed=int(order), skip=before)
+
+    def load(name, encoded, label, number):
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        image = _augmented(encoded, recipe, seed)
+        return image, tf.one_hot(label, classes)
+
+    numbers = tf.data.Dataset.counter(epoch * data.num_examples("train"))
+    examples = (
+        tf.data.Dataset.zip(examples, numbers.skip(before))
+        .map(lambda example, number: (*example, number))
+        .take((steps - first_step) * recipe.batch_size)
+        .shard(share.pipelines, share.pipeline)
     )
+    nothing = tf.zeros((size, size, 3)), tf.zeros(classes)
+    local_size = recipe.batch_size // share.replicas
+    batches = (
+        (bad or BadImages())
+        .guard(examples, load, nothing)
+        .batch(local_size, drop_remainder=True)
+    )
+    if recipe.mixup or recipe.cutmix:
+        mix = augment.make_mix(recipe.mixup, recipe.cutmix)
+        first = ((epoch * steps + first_step) * share.replicas) + share.pipeline
+
+        def mixed(number, batch):
+            images, labels, weights = batch
+            seed = tf.random.experimental.stateless_fold_in(
+                tf.constant([recipe.seed, _MIX], tf.int64), number
+            )
+            return *mix(images, labels, seed), weights
+
+        numbers = tf.data.Dataset.counter(first, share.pipelines)
+        batches = tf.data.Dataset.zip(numbers, batches).map(
+            mixed, num_parallel_calls=tf.data.AUTOTUNE
+        )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _augmented(encoded, recipe, seed):
+    """One image of a training batch."""
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 7))
+    size = recipe.image_size
+    if recipe.crop_area:
+        image = tf.image.resize(
+            _decode_window(encoded, recipe.crop_area, seeds[0]),
+            (size, size),
+            recipe.interpolation,
+            antialias=True,
+        )
+        # Bicubic overshoots.
+        image = tf.clip_by_value(image, 0, 255)
+    else:
+        image = resize_and_crop(decode(encoded), size)
+    image = tf.ensure_shape(image, (size, size, 3))
+    if recipe.crop_padding:
+        image = augment.pad_and_crop(image, recipe.crop_padding, seeds[1])
+    if recipe.flip:
+        image = augment.flip(image, seeds[2])
+    if recipe.trivial_augment:
+        image = augment.trivial_augment(image, seeds[3])
+    if recipe.color_jitter:
+        image = augment.color_jitter(image, recipe.color_jitter, seeds[4])
+    if recipe.lighting:
+        image = augment.lighting(image, recipe.lighting, seeds[5])
+    image = preprocess_input(image)
+    if recipe.random_erasing:
+        image = augment.erase(image, recipe.random_erasing, seeds[6])
+    return tf.ensure_shape(image, (size, size, 3))
 
 
 def evaluation_batches(
@@ -263,7 +506,11 @@ def evaluation_batches(
     split: str,
     image_size: int,
     batch_size: int,
+    *,
     transform: Callable | None = None,
+    crop: float = 1.0,
+    bad: BadImages | None = None,
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """Every image of a split once, in order, for the network.
 
@@ -271,21 +518,48 @@ def evaluation_batches(
         data: An `ImageData`, prepared.
         split: Name of the split.
         image_size: Side of the images, in pixels.
-        batch_size: Images in a batch; the last one may hold fewer.
-        transform: See `ImageData.images`. Defaults to `None`, resizing and
+        batch_size: Images in a batch of all replicas together, rounded up to
+            a multiple of them.
+        transform: What makes network input, float32 `(image_size,
+            image_size, 3)`, of a stored image, uint8 `(height, width, 3)`,
+            both NumPy's. Defaults to `None`, `resize_and_crop` and
             `preprocess_input`.
+        crop: See `Recipe.eval_crop`. Defaults to 1.
+        bad: Where images that cannot be decoded are noted; they have a weight
+            of 0. Defaults to `None`, which nobody looks at.
+        share: Which part this pipeline reads. Defaults to all.
 
     Returns:
         A `tf.data.Dataset` of preprocessed images, float32 `(batch,
-        image_size, image_size, 3)`, and labels, int64 `(batch,)`.
+        image_size, image_size, 3)`, labels, int64 `(batch,)`, and weights,
+        float32 `(batch,)`: 0 for images that only fill the last batch.
     """
-    images = data.images(split, image_size, transform=transform)
-    if transform is None:
-        images = images.map(
-            lambda image, label: (preprocess_input(image), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
+    shape = (image_size, image_size, 3)
+
+    def load(name, encoded, label):
+        image = decode(encoded)
+        if transform is None:
+            image = resize_and_crop(image, image_size, crop=crop)
+            return preprocess_input(image), label
+        image = tf.numpy_function(
+            transform, [image], tf.float32, stateful=False
         )
-    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        return tf.ensure_shape(image, shape), label
+
+    nothing = tf.zeros(shape), tf.constant(0, tf.int64)
+    examples = data.encoded(split).shard(share.pipelines, share.pipeline)
+    images = (bad or BadImages()).guard(examples, load, nothing)
+    local_size = -(-batch_size // share.replicas)
+    steps = -(-data.num_examples(split) // (local_size * share.replicas))
+    # All replicas take as many steps, or some would wait for ever.
+    padding = tf.data.Dataset.from_tensors((*nothing, 0.0)).repeat()
+    filled = steps * local_size * share.replicas // share.pipelines
+    return (
+        images.concatenate(padding)
+        .take(filled)
+        .batch(local_size)
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
 def _check_classes(data, name):

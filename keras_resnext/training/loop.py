@@ -1,8 +1,11 @@
 """The outer loop: epochs, checkpoints, history. It knows no architecture."""
 
+import contextlib
 import dataclasses
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -16,29 +19,35 @@ from keras_resnext.preprocessing import check_classifier
 from keras_resnext.preprocessing import image_size
 from keras_resnext.resnext import build
 from keras_resnext.training import plots
+from keras_resnext.training import step as steps
+from keras_resnext.training.checkpoints import Checkpoints
+from keras_resnext.training.data import BadImages
+from keras_resnext.training.data import Share
 from keras_resnext.training.data import evaluation_batches
 from keras_resnext.training.data import locate
 from keras_resnext.training.data import open_dataset
 from keras_resnext.training.data import training_batches
-from keras_resnext.training.optimizer import SGD
+from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.recipe import Recipe
-from keras_resnext.training.step import make_evaluation_step
-from keras_resnext.training.step import make_train_step
+from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.workdir import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where training stands, handed to `on_step` after every step.
+    """Where training stands, handed to `on_step` after each call of steps.
 
     Args:
         epoch: Number of the epoch, from 1.
         step: Steps done in all epochs so far.
         steps: Steps in the whole run.
+        last_loss: Mean training loss of the steps since the last call.
         loss: Mean training loss in this epoch so far.
         accuracy: Training accuracy in this epoch so far.
-        images_per_second: Training speed in this epoch so far.
+        images_per_second: Training speed since this process entered the
+            epoch.
+        waiting: Share of that time in which steps waited for images.
 
     Example:
 
@@ -48,9 +57,17 @@ class Progress:
     epoch: int
     step: int
     steps: int
+    last_loss: float
     loss: float
     accuracy: float
     images_per_second: float
+    waiting: float
+
+
+class TrainingStoppedError(RuntimeError):
+    """Training was asked to stop (SIGTERM), and has saved where it was."""
+
+    exit_status = 128 + signal.SIGTERM  # as of a process that the signal ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +114,44 @@ def train(
     recipe: Recipe,
     workdir: str | os.PathLike,
     *,
-    strategy: str = "auto",
+    strategy: str | tf.distribute.Strategy = "auto",
     data_dir: str | os.PathLike | None = None,
+    steps_per_call: int = 0,
+    save_every_steps: int = 0,
+    keep: int = 2,
+    on_bad_image: str = "error",
+    deterministic: bool = False,
     on_step: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> Run:
     """Train what a recipe says, or go on where it stopped.
 
-    After each epoch the model, the optimizer and the epoch are saved; started
-    again with the same recipe and folder, training goes on after the last
-    epoch saved, with the data in the order it would have had. The seeds of
-    Python, NumPy and TensorFlow are set to `recipe.seed`.
+    Model, optimizer, moving averages and sums of the epoch are saved after
+    each epoch, and in between if asked for. Started again with the same
+    recipe and folder, training goes on after the last step saved, with the
+    images in the order they would have had. SIGTERM saves and stops. The seeds
+    of Python, NumPy and TensorFlow are set to `recipe.seed`.
 
     Args:
         recipe: A `Recipe`.
         workdir: Folder of the run, see `keras_resnext.training.workdir.Run`.
+            Several workers share it.
         strategy: Name of a `tf.distribute` strategy, see
-            `keras_resnext.training.strategy.make_strategy`. Defaults to
-            `"auto"`.
+            `keras_resnext.training.strategy.make_strategy`, or a strategy.
+            Defaults to `"auto"`.
         data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
-        on_step: Called with a `Progress` after every step.
+        steps_per_call: Steps that run inside TensorFlow's graph before Python
+            sees the loss. Defaults to 0: 1 on CPUs, 10 on GPUs and TPUs.
+        save_every_steps: Steps between checkpoints within an epoch. Defaults
+            to 0: at its end only.
+        keep: How many of the newest checkpoints are kept. Defaults to 2.
+        on_bad_image: `"error"`, or `"skip"` to leave out images that cannot
+            be decoded; the run's `bad_images.txt` names them. Defaults to
+            `"error"`.
+        deterministic: Whether operations give the same bits each time, which
+            may be slower. It holds for the rest of the process. Defaults to
+            `False`.
+        on_step: Called with a `Progress` after each call of steps.
         on_epoch: Called with the epoch's line of the history, a dict.
 
     Returns:
@@ -124,9 +159,11 @@ def train(
 
     Raises:
         ValueError: if the recipe cannot work, or `workdir` holds another run
-            or one of other classes, which is left untouched.
+            or one of other classes, which is left untouched; or if an image
+            cannot be decoded.
         RuntimeError: if the loss is no longer finite; the last checkpoint
             stays.
+        TrainingStoppedError: after SIGTERM.
         ModuleNotFoundError: if matplotlib (extra `train`) is missing.
 
     Example:
@@ -139,117 +176,390 @@ def train(
     run.check(recipe)
     if run.finished:
         return run
+    _check_options(steps_per_call, save_every_steps, keep, on_bad_image)
+    require("matplotlib", extra="train", purpose="The learning curves")
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if not isinstance(strategy, tf.distribute.Strategy):
+        strategy = make_strategy(strategy)
+    parts = strategy.num_replicas_in_sync * recipe.accumulate
+    if recipe.batch_size % parts:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of replicas, "
+            f"{strategy.num_replicas_in_sync}, times `accumulate`, "
+            f"{recipe.accumulate}; got {recipe.batch_size}."
+        )
+    data = open_dataset(recipe.dataset, data_dir)
+    keras.utils.set_random_seed(recipe.seed)
+    with strategy.scope():
+        model = _build_model(recipe, len(data.labels))
+    _prepare(data, strategy)
+    run.check_labels(data.labels)  # some are known only now
+    if not data.num_examples("train") // recipe.batch_size:
+        raise ValueError(
+            "`batch_size` must be at most the number of training images, "
+            f"{data.num_examples('train')}; got {recipe.batch_size}."
+        )
+    if is_chief(strategy):
+        run.start(recipe, data.labels)
+    training = _Training(
+        recipe,
+        run,
+        strategy,
+        data,
+        model,
+        keep,
+        BadImages(on_bad_image == "skip"),
+    )
+    gpus = tf.config.list_logical_devices("GPU")
+    accelerated = gpus or isinstance(strategy, tf.distribute.TPUStrategy)
+    with _stop_requested() as stop:
+        training.run_epochs(
+            stop=stop,
+            steps_per_call=steps_per_call or (10 if accelerated else 1),
+            save_every_steps=save_every_steps,
+            on_step=on_step or (lambda progress: None),
+            on_epoch=on_epoch or (lambda entry: None),
+        )
+    return run
+
+
+def _check_options(steps_per_call, save_every_steps, keep, on_bad_image):
+    for name, value, least in (
+        ("steps_per_call", steps_per_call, 0),
+        ("save_every_steps", save_every_steps, 0),
+        ("keep", keep, 1),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(
+            f'`on_bad_image` must be "error" or "skip"; got {on_bad_image!r}.'
+        )
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "Training needs image_data_format channels_last (keras.json); "
             f"got {keras.config.image_data_format()}."
         )
-    require("matplotlib", extra="train", purpose="The learning curves")
-    strategy = make_strategy(strategy)
-    if recipe.batch_size % strategy.num_replicas_in_sync:
-        raise ValueError(
-            f"`batch_size` must be a multiple of the number of replicas, "
-            f"{strategy.num_replicas_in_sync}; got {recipe.batch_size}."
-        )
-    data = open_dataset(recipe.dataset, data_dir)
-    keras.utils.set_random_seed(recipe.seed)
-    with strategy.scope():
+
+
+def _build_model(recipe, classes):
+    """The network to train, under the strategy's scope."""
+    size = recipe.image_size
+    if recipe.final_image_size != size:
+        size = None  # it is trained and evaluated at different ones
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.precision)
+    try:
         model = build(
             recipe.model,
             form=recipe.form,
-            classes=len(data.labels),
-            input_shape=(recipe.image_size, recipe.image_size, 3),
+            classes=classes,
+            input_shape=(size, size, 3),
+            weights=recipe.weights or None,
         )
-    data.prepare()
-    run.check_labels(data.labels)  # some are known only now
-    held_out = data.held_out_split
-    steps_per_epoch = data.num_examples("train") // recipe.batch_size
-    if steps_per_epoch == 0:
+    finally:
+        keras.config.set_dtype_policy(policy)
+    _freeze(model, recipe.freeze)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = recipe.sync_batch_norm
+    return model
+
+
+def _freeze(model, last):
+    """Stop training all layers up to and with those of one part."""
+    parts = dict.fromkeys(
+        layer.name.partition("_")[0]
+        for layer in model.layers
+        if layer.weights and layer.name != "predictions"
+    )
+    if last and last not in parts:
         raise ValueError(
-            "`batch_size` must be at most the number of training images, "
-            f"{data.num_examples('train')}; got {recipe.batch_size}."
+            f"`freeze` must be empty or one of {', '.join(parts)}; "
+            f"got {last!r}."
         )
-    run.start(recipe, data.labels)
+    frozen = list(parts)[: list(parts).index(last) + 1] if last else ()
+    for layer in model.layers:
+        if layer.name.partition("_")[0] in frozen:
+            layer.trainable = False
 
-    with strategy.scope():
-        optimizer = _make_optimizer(recipe, steps_per_epoch)
-        # Made here: created inside the traced step they would belong to it.
-        optimizer.build(model.trainable_variables)
-    epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
-    checkpoints = tf.train.CheckpointManager(
-        tf.train.Checkpoint(
-            model=model, optimizer=optimizer, epochs_done=epochs_done
-        ),
-        str(run.checkpoints),
-        max_to_keep=2,
-    )
-    if checkpoints.latest_checkpoint:
-        checkpoints.checkpoint.restore(
-            checkpoints.latest_checkpoint
-        ).assert_existing_objects_matched()
-    first_epoch = int(epochs_done)
-    history = [e for e in run.history if e["epoch"] <= first_epoch]
 
-    train_step = make_train_step(
-        strategy,
-        model,
-        optimizer,
-        batch_size=recipe.batch_size,
-        label_smoothing=recipe.label_smoothing,
-    )
-    evaluation_step = make_evaluation_step(model)
-    for epoch in range(first_epoch, recipe.epochs):
-        batches = strategy.experimental_distribute_dataset(
-            training_batches(data, recipe, epoch)
-        )
-        loss_sum = correct = 0.0
-        started = time.perf_counter()
-        for step, (images, labels) in enumerate(batches, start=1):
-            loss, right = train_step(images, labels)
-            loss_sum, correct = loss_sum + float(loss), correct + int(right)
-            if not math.isfinite(loss_sum):
-                raise RuntimeError(
-                    f"The loss is not finite in step {step} of epoch "
-                    f"{epoch + 1}; a lower base_lr may help. {run.path} keeps "
-                    "the last checkpoint."
-                )
-            seen = step * recipe.batch_size
-            progress = Progress(
-                epoch=epoch + 1,
-                step=epoch * steps_per_epoch + step,
-                steps=recipe.epochs * steps_per_epoch,
-                loss=loss_sum / step,
-                accuracy=correct / seen,
-                images_per_second=seen / (time.perf_counter() - started),
+def _prepare(data, strategy):
+    """Download and write the data set, by one worker first."""
+
+    @tf.function
+    def meet():
+        one = strategy.run(lambda: tf.constant(1.0))
+        return strategy.reduce("SUM", one, axis=None)
+
+    if is_chief(strategy):
+        data.prepare()
+    meet()
+    if not is_chief(strategy):
+        data.prepare()
+
+
+@contextlib.contextmanager
+def _stop_requested():
+    """A function that tells whether SIGTERM has come."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals go to the main thread
+        return
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_scalar(name, value):
+    """`tf.summary.scalar`, which needs TensorBoard installed, without it."""
+    metadata = tf.compat.v1.SummaryMetadata()
+    metadata.plugin_data.plugin_name = "scalars"
+    tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
+
+
+class _Training:
+    """A run in progress: what `train` prepared, and where it stands."""
+
+    def __init__(self, recipe, run, strategy, data, model, keep, bad):
+        self.recipe, self.run, self.strategy = recipe, run, strategy
+        self.data, self.model, self.bad = data, model, bad
+        self.writes = is_chief(strategy)
+        self.steps_per_epoch = data.num_examples("train") // recipe.batch_size
+        with strategy.scope():
+            self.optimizer = make_optimizer(
+                recipe, self.steps_per_epoch, model.trainable_variables
             )
-            if on_step:
-                on_step(progress)
-        batches = evaluation_batches(
-            data, held_out, recipe.image_size, recipe.batch_size
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Of the epoch so far, see `make_train_steps`.
+        self.totals = tf.Variable(tf.zeros(5, tf.float64), trainable=False)
+        self.best = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
+            keep=keep,
+            model=model,
+            optimizer=self.optimizer,
+            step=self.step,
+            totals=self.totals,
+            best=self.best,
         )
-        result = _evaluate(evaluation_step, data, held_out, batches)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "learning_rate": float(optimizer.learning_rate),
-                "loss": progress.loss,
-                "accuracy": progress.accuracy,
-                "held_out_loss": result.loss,
-                "held_out_accuracy": result.accuracy,
-                "images_per_second": progress.images_per_second,
-            }
+        self.checkpoints.restore()
+        # What is kept of the history is what the checkpoint knows of.
+        epochs_done = int(self.step) // self.steps_per_epoch
+        self.history = [e for e in run.history if e["epoch"] <= epochs_done]
+        self.train_steps = steps.make_train_steps(
+            strategy, model, self.optimizer, recipe
         )
-        run.write_history(history)
-        epochs_done.assign(epoch + 1)
-        checkpoints.save(checkpoint_number=epoch + 1)
-        if on_epoch:
-            on_epoch(history[-1])
+        self.evaluation_steps = steps.make_evaluation_steps(strategy, model)
+        self.share_statistics = steps.make_share_statistics(strategy, model)
+        self.final_model = build(
+            recipe.model,
+            form=recipe.form,
+            classes=len(data.labels),
+            input_shape=(recipe.final_image_size,) * 2 + (3,),
+        )
+        self.summaries = tf.summary.create_noop_writer()
+        if self.writes:
+            self.summaries = tf.summary.create_file_writer(str(run.tensorboard))
 
-    with staged(run.learning_curves, overwrite=True) as new:
-        plots.learning_curves(history, new)
-    with staged(run.model_file, overwrite=True) as new:
-        model.save(new)
-    return run
+    def run_epochs(self, **options):
+        """Train from where it stands to the end."""
+        for epoch in range(
+            int(self.step) // self.steps_per_epoch, self.recipe.epochs
+        ):
+            progress = self._run_epoch(epoch, **options)
+            with self._averaged_weights():
+                loss, accuracy = self._evaluate()
+                self._keep_model(accuracy)
+            self._note(progress, loss, accuracy)
+            self.totals.assign(tf.zeros_like(self.totals))
+            self._save()
+            options["on_epoch"](self.history[-1])
+        if self.writes:
+            with staged(self.run.learning_curves, overwrite=True) as new:
+                plots.learning_curves(self.history, new)
+            with self._averaged_weights():
+                self._write_model(self.run.model_file)
+
+    def _run_epoch(
+        self,
+        epoch,
+        *,
+        stop,
+        steps_per_call,
+        save_every_steps,
+        on_step,
+        on_epoch,
+    ):
+        end = (epoch + 1) * self.steps_per_epoch
+        first = int(self.step)
+        batches = iter(
+            self._distributed(
+                training_batches,
+                self.recipe,
+                epoch,
+                first_step=first - epoch * self.steps_per_epoch,
+            )
+        )
+        started, waited = time.perf_counter(), 0.0
+        progress = self._progress(epoch, 0, 0, started, 0.0)
+        while (step := int(self.step)) < end:
+            count = min(steps_per_call, end - step)
+            if save_every_steps:
+                count = min(count, save_every_steps - step % save_every_steps)
+            sums = self.train_steps(
+                batches,
+                tf.constant(count),
+                tf.constant(1.0 if stop() else 0.0),
+            ).numpy()
+            self.bad.check()
+            self.totals.assign_add(sums)
+            self.step.assign_add(count)
+            step += count
+            if not math.isfinite(sums[steps.LOSS]):
+                raise RuntimeError(
+                    f"The loss is not finite in step {step} (epoch "
+                    f"{epoch + 1}); a lower base_lr may help. "
+                    f"{self.run.path} keeps the last checkpoint."
+                )
+            waited += sums[steps.WAITED]
+            progress = self._progress(
+                epoch, step - first, sums, started, waited
+            )
+            with self.summaries.as_default(step):
+                _write_scalar("training/loss", progress.last_loss)
+                _write_scalar("learning_rate", self._learning_rate())
+            on_step(progress)
+            # At the end of an epoch, once that is evaluated and saved.
+            if sums[steps.STOPS] and step < end:
+                self._save()
+                raise TrainingStoppedError(
+                    f"Stopped after step {step} of "
+                    f"{self.recipe.epochs * self.steps_per_epoch}; the same "
+                    "training started again goes on from there."
+                )
+            if save_every_steps and step % save_every_steps == 0 and step < end:
+                self._save()
+        return progress
+
+    def _progress(self, epoch, done, sums, started, waited):
+        seconds = time.perf_counter() - started
+        totals = self.totals.numpy()
+        images = max(1.0, totals[steps.IMAGES])
+        return Progress(
+            epoch=epoch + 1,
+            step=int(self.step),
+            steps=self.recipe.epochs * self.steps_per_epoch,
+            last_loss=(
+                float(sums[steps.LOSS] / max(1.0, sums[steps.IMAGES]))
+                if done
+                else math.nan
+            ),
+            loss=float(totals[steps.LOSS] / images),
+            accuracy=float(totals[steps.CORRECT] / images),
+            images_per_second=done * self.recipe.batch_size / seconds,
+            waiting=float(waited / seconds),
+        )
+
+    def _distributed(self, make_batches, *arguments, **options):
+        """Batches of each replica, from an input pipeline for each worker."""
+
+        def make(context):
+            share = Share(
+                replicas=self.strategy.num_replicas_in_sync,
+                pipelines=context.num_input_pipelines,
+                pipeline=context.input_pipeline_id,
+            )
+            return make_batches(
+                self.data, *arguments, bad=self.bad, share=share, **options
+            )
+
+        return self.strategy.distribute_datasets_from_function(make)
+
+    def _evaluate(self):
+        """Mean loss and accuracy on the held-out split, all of it."""
+        self.share_statistics()
+        split = self.data.held_out_split
+        replicas = self.strategy.num_replicas_in_sync
+        batch_size = -(-self.recipe.batch_size // replicas) * replicas
+        batches = self._distributed(
+            evaluation_batches,
+            split,
+            self.recipe.final_image_size,
+            batch_size,
+            crop=self.recipe.eval_crop,
+        )
+        expected = self.data.num_examples(split)
+        loss, correct, images = self.evaluation_steps(
+            iter(batches), tf.constant(-(-expected // batch_size))
+        ).numpy()
+        self.bad.check()
+        if images != expected and not self.bad.names:
+            raise RuntimeError(
+                f"Expected the {expected} images of the split {split}; saw "
+                f"{images:.0f}."
+            )
+        return loss / images, correct / images
+
+    def _keep_model(self, accuracy):
+        """Write the model if it is the best so far."""
+        if accuracy > float(self.best):
+            self.best.assign(accuracy)
+            if self.writes:
+                self._write_model(self.run.best_model_file)
+
+    def _write_model(self, path):
+        self.final_model.set_weights(self.model.get_weights())
+        with staged(path, overwrite=True) as new:
+            self.final_model.save(new)
+
+    @contextlib.contextmanager
+    def _averaged_weights(self):
+        """The moving average of the weights in the model's place, if any."""
+        if not self.recipe.ema_decay:
+            yield
+            return
+        variables = self.model.trainable_variables
+        kept = [v.numpy() for v in variables]
+        self.optimizer.finalize_variable_values(variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, kept, strict=True):
+                variable.assign(value)
+
+    def _note(self, progress, loss, accuracy):
+        entry = {
+            "epoch": progress.epoch,
+            "learning_rate": self._learning_rate(),
+            "loss": progress.loss,
+            "accuracy": progress.accuracy,
+            "held_out_loss": float(loss),
+            "held_out_accuracy": float(accuracy),
+            "images_per_second": progress.images_per_second,
+            "waiting": progress.waiting,
+        }
+        self.history.append(entry)
+        if not self.writes:
+            return
+        self.run.write_history(self.history)
+        self.run.write_bad_images(self.bad.names)
+        with self.summaries.as_default(progress.step):
+            for name in ("loss", "accuracy"):
+                _write_scalar(f"epoch/{name}", entry[name])
+                _write_scalar(f"held_out/{name}", entry[f"held_out_{name}"])
+        self.summaries.flush()
+
+    def _learning_rate(self):
+        return float(self.optimizer.learning_rate)
+
+    def _save(self):
+        self.share_statistics()
+        if self.writes:
+            self.checkpoints.save(int(self.step))
 
 
 def evaluate(
@@ -260,6 +570,8 @@ def evaluate(
     batch_size: int = 64,
     data_dir: str | os.PathLike | None = None,
     transform: Callable | None = None,
+    crop: float = 1.0,
+    on_bad_image: str = "error",
 ) -> Evaluation:
     """Classify every image of a split once.
 
@@ -273,8 +585,11 @@ def evaluate(
         batch_size: Images in a batch. Defaults to 64.
         data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
         transform: What makes the model's input of a stored image, such as a
-            weights record's `transform()`. Defaults to `None`: the largest
-            centred square, resized, and `preprocess_input`.
+            weights record's `transform()`. Defaults to `None`: a centred
+            square, resized, and `preprocess_input`.
+        crop: Share of the shorter side that this square has. Defaults to 1.
+        on_bad_image: `"error"`, or `"skip"` to leave out images that cannot
+            be decoded. Defaults to `"error"`.
 
     Returns:
         An `Evaluation` of exactly the split's images.
@@ -299,45 +614,25 @@ def evaluate(
         )
     data.prepare()
     split = split or data.held_out_split
-    batches = evaluation_batches(data, split, size, batch_size, transform)
-    return _evaluate(make_evaluation_step(model), data, split, batches)
-
-
-def _evaluate(step, data, split, batches):
-    loss_sum, labels, predictions, in_top5 = 0.0, [], [], []
-    for batch in batches:
-        batch_loss, batch_predictions, batch_in_top5 = step(*batch)
-        loss_sum += float(batch_loss)
-        labels.append(batch[1].numpy())
-        predictions.append(batch_predictions.numpy())
-        in_top5.append(batch_in_top5.numpy())
-    labels = np.concatenate(labels)
-    if len(labels) != data.num_examples(split):
+    bad = BadImages(on_bad_image == "skip")
+    batches = evaluation_batches(
+        data, split, size, batch_size, transform=transform, crop=crop, bad=bad
+    )
+    classify = steps.make_classify(model)
+    found = []
+    for images, labels, weights in batches:
+        bad.check()
+        judged = (labels, *classify(images, labels))
+        counts = weights.numpy() > 0
+        found.append([values.numpy()[counts] for values in judged])
+    labels, losses, predictions, in_top5 = map(
+        np.concatenate, zip(*found, strict=True)
+    )
+    expected = data.num_examples(split) - len(bad.names)
+    if len(labels) != expected:
         raise RuntimeError(
-            f"Expected the {data.num_examples(split)} images of the split "
-            f"{split}; saw {len(labels)}."
+            f"Expected {expected} images of the split {split}; saw "
+            f"{len(labels)}."
         )
-    return Evaluation(
-        split,
-        loss_sum / len(labels),
-        labels,
-        np.concatenate(predictions),
-        np.concatenate(in_top5),
-    )
-
-
-def _make_optimizer(recipe, steps_per_epoch):
-    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    optimizer = SGD(
-        keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup_steps else recipe.peak_lr,
-            decay_steps=max(1, recipe.epochs * steps_per_epoch - warmup_steps),
-            warmup_target=recipe.peak_lr if warmup_steps else None,
-            warmup_steps=warmup_steps,
-        ),
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
-    return optimizer
+    loss = float(losses.astype("float64").mean())
+    return Evaluation(split, loss, labels, predictions, in_top5)

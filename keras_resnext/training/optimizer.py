@@ -1,7 +1,30 @@
-"""SGD whose update is one kernel a variable."""
+"""Optimizers by recipe: one kernel a variable, a rate of its own for the head.
+
+Keras applies updates as many products and sums; TensorFlow's kernels do them
+in place.
+"""
 
 import keras
 import tensorflow as tf
+
+from keras_resnext.training.recipe import Recipe
+
+_NOT_DECAYED = ("bias", "beta", "gamma")
+
+
+class _Rates:
+    """An optimizer some of whose variables have rates of their own."""
+
+    def set_rate_factors(self, factors):
+        """Multiples of the learning rate, in the order of the variables."""
+        self._rate_factors = tuple(factors)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move one `tf.Variable` along its gradient."""
+        if getattr(self, "_rate_factors", None):
+            factor = self._rate_factors[self._get_variable_index(variable)]
+            learning_rate = learning_rate * factor
+        return super().update_step(gradient, variable, learning_rate)
 
 
 class SGD(keras.optimizers.SGD):
@@ -44,3 +67,85 @@ class SGD(keras.optimizers.SGD):
         # In `update_step`, where it waits for the gradient.
         if not self.momentum:
             super()._apply_weight_decay(variables)
+
+
+class _RatedSGD(_Rates, SGD):
+    pass
+
+
+class _RatedAdamW(_Rates, keras.optimizers.AdamW):
+    pass
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
+    """The optimizer that a recipe describes, with its learning rate.
+
+    Args:
+        recipe: A `Recipe`.
+        steps_per_epoch: Steps in an epoch.
+        variables: What it trains, a list of `keras.Variable`. Its own
+            variables are made here: made inside the traced step, they would
+            belong to that.
+
+    Returns:
+        A built Keras optimizer; in mixed float16 it scales the loss.
+
+    Example:
+
+    >>> optimizer = make_optimizer(Recipe(), 44, model.trainable_variables)
+    """
+    arguments = {
+        "learning_rate": _Schedule(
+            recipe.peak_lr,
+            warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+            steps=recipe.epochs * steps_per_epoch,
+            drop_steps=[e * steps_per_epoch for e in recipe.drop_epochs],
+            drop_factor=recipe.drop_factor,
+        ),
+        "weight_decay": recipe.weight_decay,
+        "use_ema": recipe.ema_decay > 0,
+        "ema_momentum": recipe.ema_decay,
+    }
+    if recipe.optimizer == "sgd":
+        optimizer = _RatedSGD(
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            **arguments,
+        )
+    else:
+        optimizer = _RatedAdamW(beta_1=recipe.momentum, **arguments)
+    if not recipe.decay_all:
+        optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
+    if recipe.head_lr_factor != 1:
+        optimizer.set_rate_factors(
+            recipe.head_lr_factor if v.path.startswith("predictions/") else 1.0
+            for v in variables
+        )
+    if recipe.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(variables)
+    return optimizer
+
+
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Up along a line, then down along a cosine or in steps."""
+
+    def __init__(self, peak, *, warmup_steps, steps, drop_steps, drop_factor):
+        self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
+        self.drop_steps, self.drop_factor = drop_steps, drop_factor
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        if self.drop_steps:
+            drops = tf.reduce_sum(tf.cast(step >= self.drop_steps, tf.float32))
+            factor = tf.pow(self.drop_factor, drops)
+        else:
+            done = step - self.warmup_steps
+            share = done / max(1, self.steps - self.warmup_steps)
+            share = tf.clip_by_value(share, 0.0, 1.0)
+            factor = 0.5 * (1 + tf.cos(3.141592653589793 * share))
+        warm = tf.minimum(step / max(1, self.warmup_steps), 1.0)
+        return self.peak * tf.where(step < self.warmup_steps, warm, factor)
+
+    def get_config(self):
+        return dict(vars(self))

@@ -2,8 +2,26 @@
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Iterable
+
+_CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("cosine", "step"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "interpolation": ("bilinear", "bicubic"),
+}
+_ABOVE_ZERO = (
+    *("image_size", "batch_size", "accumulate", "epochs", "base_lr"),
+    *("drop_factor", "eval_crop", "head_lr_factor"),
+)
+_NOT_BELOW_ZERO = (
+    *("weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix"),
+    *("color_jitter", "lighting", "eval_image_size", "seed"),
+)
+_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
+_SHARES = ("random_erasing", "crop_area", "eval_crop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,27 +30,68 @@ class Recipe:
 
     The defaults train a small CIFAR-style ResNeXt on handwritten digits in
     one to two minutes on two CPU cores. Everything else that a run needs
-    follows from these numbers.
+    follows from these numbers. `RECIPES` has others, by name.
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
             folder `<split>/<class>/<image>`.
         model: Name that `keras_resnext.resnext.build` knows.
-        form: Form of the blocks, `"grouped"` or `"branches"`.
-        image_size: Side of the network's input, in pixels.
+        form: Form of the blocks, `"grouped"`, `"concatenated"` or
+            `"branches"`.
+        image_size: Side of the network's input in training, in pixels.
         batch_size: Images in a step, over all replicas together.
+        accumulate: Parts in which each replica computes its share of a step,
+            one after another, to fit into memory. The update is that of the
+            whole batch; batch norm sees one part at a time.
         epochs: Passes over the training split.
+        optimizer: `"sgd"` or `"adamw"`.
         base_lr: Peak learning rate for a batch of 256 images; it is scaled in
             proportion to `batch_size` (Goyal et al., arXiv 1706.02677).
-        warmup_epochs: Epochs over which the rate rises from zero; after them
-            it falls to zero along a cosine.
-        momentum: Nesterov momentum of SGD.
-        weight_decay: Decay of all kernels, times the learning rate; biases
-            and batch norm are left alone.
+        schedule: After the warm-up, `"cosine"` falls to zero along a cosine;
+            `"step"` multiplies by `drop_factor` at each of `drop_epochs`.
+        warmup_epochs: Epochs over which the rate rises from zero.
+        drop_epochs: Numbers of finished epochs after which the rate drops.
+        drop_factor: What it is multiplied by then.
+        momentum: Of SGD; of AdamW's first moment (beta 1).
+        nesterov: Whether SGD's momentum is Nesterov's.
+        weight_decay: Decay of kernels, times the learning rate.
+        decay_all: Whether biases and batch norm decay too, as in the paper.
+        clip_norm: Largest norm of all gradients together, after they are
+            summed over replicas; 0 for no limit.
+        ema_decay: Share that the moving average of the weights keeps at each
+            step; it is what is evaluated and saved. 0 for none.
         label_smoothing: Probability spread evenly over all classes.
+        precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"`,
+            whose loss is scaled.
+        sync_batch_norm: Whether replicas share the statistics of a batch.
         crop_padding: Black pixels put around a training image before a random
             crop back to `image_size`; 0 for none.
+        crop_area: Smallest share of an image's area that a random crop of
+            random proportions (3:4 to 4:3) has before it is resized to
+            `image_size`; 0 for the largest centred square instead.
+        interpolation: How those crops are resized, `"bilinear"` or
+            `"bicubic"`.
         flip: Whether half of the training images are mirrored left to right.
+        color_jitter: By how much brightness, contrast and saturation vary,
+            as a share of what they are.
+        lighting: Standard deviation of PCA lighting noise (AlexNet's).
+        trivial_augment: Whether each image gets one random operation of
+            random strength (TrivialAugmentWide, arXiv 2103.10158).
+        random_erasing: Probability that a rectangle of an image is erased
+            (arXiv 1708.04896).
+        mixup: Alpha of mixup (arXiv 1710.09412); 0 for none.
+        cutmix: Alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each
+            batch gets one of them.
+        eval_image_size: Side of the network's input in evaluation and in the
+            trained model, in pixels; 0 for `image_size`.
+        eval_crop: Share of an image's shorter side that the square evaluated
+            has; 0.875 is a crop of 224 pixels out of 256.
+        weights: What training starts from: a file, a tag of
+            `list_weights`, or `"imagenet"`; empty for random weights.
+        freeze: Last part of the network that is not trained, such as
+            `"conv3"`; with all before it. Empty for none.
+        head_lr_factor: Multiple of the learning rate with which the
+            classifier is trained.
         seed: Seed of the initial weights, the order and the augmentation.
 
     Raises:
@@ -53,43 +112,89 @@ class Recipe:
     form: str = "grouped"
     image_size: int = 16
     batch_size: int = 32
+    accumulate: int = 1
     epochs: int = 10
+    optimizer: str = "sgd"
     base_lr: float = 0.4
+    schedule: str = "cosine"
     warmup_epochs: float = 2.0
+    drop_epochs: tuple[int, ...] = ()
+    drop_factor: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
+    decay_all: bool = False
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
     label_smoothing: float = 0.1
+    precision: str = "float32"
+    sync_batch_norm: bool = False
     crop_padding: int = 2
+    crop_area: float = 0.0
+    interpolation: str = "bilinear"
     flip: bool = False
+    color_jitter: float = 0.0
+    lighting: float = 0.0
+    trivial_augment: bool = False
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    eval_image_size: int = 0
+    eval_crop: float = 1.0
+    weights: str = ""
+    freeze: str = ""
+    head_lr_factor: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not field.type:
-                raise ValueError(
-                    f"`{field.name}` must be of type {field.type.__name__}; "
-                    f"got {value!r}."
-                )
-        for field in dataclasses.fields(self):
-            if field.type is float:
-                value = getattr(self, field.name)
-                self._require(field.name, math.isfinite(value), "finite")
+            self._check_type(field)
         self._require("dataset", bool(self.dataset), "a name or a folder")
         self._require("seed", self.seed < 2**32, "less than 2**32")
-        for name in ("image_size", "batch_size", "epochs", "base_lr"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "crop_padding", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or above")
-        for name in ("momentum", "label_smoothing"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for names, holds, expected in (
+            (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
+            (_NOT_BELOW_ZERO, lambda x: x >= 0, "0 or above"),
+            (_BELOW_ONE, lambda x: 0 <= x < 1, "in [0, 1)"),
+            (_SHARES, lambda x: 0 <= x <= 1, "in [0, 1]"),
+        ):
+            for name in names:
+                self._require(name, holds(getattr(self, name)), expected)
+        for name, choices in _CHOICES.items():
+            expected = f"one of {', '.join(choices)}"
+            self._require(name, getattr(self, name) in choices, expected)
         self._require(
             "warmup_epochs",
             0 <= self.warmup_epochs < self.epochs,
             f"at least 0 and less than `epochs`, {self.epochs}",
         )
+        self._require(
+            "drop_epochs",
+            (self.schedule == "step") == bool(self.drop_epochs)
+            and list(self.drop_epochs) == sorted(set(self.drop_epochs))
+            and all(0 < e < self.epochs for e in self.drop_epochs),
+            "rising numbers below `epochs` with `schedule` step, else empty",
+        )
+        self._require(
+            "accumulate",
+            self.batch_size % self.accumulate == 0,
+            f"a divisor of `batch_size`, {self.batch_size}",
+        )
+
+    def _check_type(self, field):
+        value = getattr(self, field.name)
+        if field.type is float and type(value) is int:
+            value = float(value)
+        elif type(field.type) is types.GenericAlias:
+            value = tuple(value) if type(value) is list else value
+        object.__setattr__(self, field.name, value)
+        if type(field.type) is types.GenericAlias:
+            holds = type(value) is tuple and all(type(v) is int for v in value)
+        else:
+            holds = type(value) is field.type
+        name = getattr(field.type, "__name__", str(field.type))
+        self._require(field.name, holds, f"of type {name}")
+        if field.type is float:
+            self._require(field.name, math.isfinite(value), "finite")
 
     def _require(self, name, holds, expected):
         if not holds:
@@ -102,11 +207,17 @@ class Recipe:
         """Learning rate after the warm-up."""
         return self.base_lr * self.batch_size / 256
 
+    @property
+    def final_image_size(self) -> int:
+        """Side of the trained model's input, in pixels."""
+        return self.eval_image_size or self.image_size
+
     def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with fields set from strings, as the command line has them.
 
         Args:
-            assignments: Iterable of `"field=value"`.
+            assignments: Iterable of `"field=value"`; a tuple is written with
+                commas.
 
         Returns:
             A new `Recipe`.
@@ -119,28 +230,117 @@ class Recipe:
         >>> Recipe().override(["epochs=30", "flip=true"]).epochs
         30
         """
-        types = typing.get_type_hints(type(self))
+        kinds = typing.get_type_hints(type(self))
         changes = {}
         for assignment in assignments:
             name, equals, text = assignment.partition("=")
-            if not equals or name not in types:
+            if not equals or name not in kinds:
                 raise ValueError(
                     f"A recipe field must be set as field=value, with a field "
-                    f"of {', '.join(types)}; got {assignment!r}."
+                    f"of {', '.join(kinds)}; got {assignment!r}."
                 )
-            changes[name] = _parse(name, types[name], text)
+            changes[name] = _parse(name, kinds[name], text)
         return dataclasses.replace(self, **changes)
 
 
 def _parse(name, kind, text):
-    if kind is bool:
-        choices = {"true": True, "false": False}
-        if text.lower() in choices:
-            return choices[text.lower()]
-    else:
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    expected = "true or false" if kind is bool else f"of type {kind.__name__}"
-    raise ValueError(f"`{name}` must be {expected}; got {text!r}.")
+    readers = {
+        bool: lambda text: {"true": True, "false": False}[text.lower()],
+        tuple[int, ...]: lambda text: tuple(
+            map(int, filter(None, text.split(",")))
+        ),
+    }
+    try:
+        return readers.get(kind, kind)(text)
+    except (ValueError, KeyError):
+        expected = {
+            bool: "true or false",
+            tuple[int, ...]: "whole numbers with commas",
+        }.get(kind, f"of type {kind.__name__}")
+        raise ValueError(
+            f"`{name}` must be {expected}; got {text!r}."
+        ) from None
+
+
+# What the paper states (section 4), with the schedule of the code it refers
+# to (fb.resnet.torch): a tenth after 30, 60 and 90 epochs.
+_IMAGENET_PAPER = Recipe(
+    dataset="imagenet2012",
+    model="resnext50_32x4d",
+    image_size=224,
+    batch_size=256,
+    epochs=100,
+    base_lr=0.1,
+    schedule="step",
+    warmup_epochs=0,
+    drop_epochs=(30, 60, 90),
+    nesterov=False,
+    weight_decay=1e-4,
+    decay_all=True,
+    label_smoothing=0,
+    crop_padding=0,
+    crop_area=0.08,
+    flip=True,
+    eval_crop=224 / 256,
+)
+# What the appendix states: 0.1 for 128 images, a tenth at 150 and 225.
+_CIFAR_PAPER = Recipe(
+    dataset="cifar10",
+    model="resnext29_8x64d",
+    image_size=32,
+    batch_size=128,
+    epochs=300,
+    base_lr=0.1 * 256 / 128,
+    schedule="step",
+    warmup_epochs=0,
+    drop_epochs=(150, 225),
+    nesterov=False,
+    weight_decay=5e-4,
+    decay_all=True,
+    label_smoothing=0,
+    crop_padding=4,
+    flip=True,
+)
+
+RECIPES = {
+    "digits": Recipe(),
+    "imagenet_paper": _IMAGENET_PAPER,
+    # As facebookresearch/ResNeXt ran: Nesterov, and more augmentation than
+    # the paper tells of.
+    "imagenet_released": dataclasses.replace(
+        _IMAGENET_PAPER,
+        nesterov=True,
+        interpolation="bicubic",
+        color_jitter=0.4,
+        lighting=0.1,
+    ),
+    # torchvision's second weights (its issue 3995, pull request 5935): 0.5
+    # for 8 x 128 images. Its average moves every 32 steps by 1 - 0.99998
+    # times 8 x 128 x 32 / 600; a step's share of that is below. Its sampler,
+    # which repeats each image four times an epoch, is left out.
+    "imagenet_modern": dataclasses.replace(
+        _IMAGENET_PAPER,
+        image_size=176,
+        eval_image_size=224,
+        eval_crop=224 / 232,
+        batch_size=1024,
+        epochs=600,
+        base_lr=0.5 * 256 / 1024,
+        schedule="cosine",
+        drop_epochs=(),
+        warmup_epochs=5,
+        weight_decay=2e-5,
+        decay_all=False,
+        ema_decay=1 - 2e-5 * 1024 / 600,
+        label_smoothing=0.1,
+        trivial_augment=True,
+        random_erasing=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+    ),
+    "cifar_paper": _CIFAR_PAPER,
+    # As the released code ran: its drops come at ratios of 0.49 and 0.74.
+    "cifar_released": dataclasses.replace(
+        _CIFAR_PAPER, nesterov=True, drop_epochs=(147, 222)
+    ),
+}

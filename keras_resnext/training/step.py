@@ -1,4 +1,4 @@
-"""One step: gradients on every replica, one update, sums over all replicas.
+"""Steps inside TensorFlow's graph: gradients, one update, sums.
 
 Keras 3.15's own `fit` fails under multi-worker strategies (keras#20585);
 `strategy.run` with the optimizer's `apply` does not.
@@ -7,69 +7,163 @@ Keras 3.15's own `fit` fails under multi-worker strategies (keras#20585);
 import keras
 import tensorflow as tf
 
+from keras_resnext.training.recipe import Recipe
 
-def make_train_step(strategy, model, optimizer, *, batch_size, label_smoothing):
-    """Build the training step.
+# What `make_train_steps` adds up, in this order.
+LOSS, CORRECT, IMAGES, WAITED, STOPS = range(5)
+
+
+def make_train_steps(strategy, model, optimizer, recipe: Recipe):
+    """Build what trains for some steps without coming back to Python.
 
     Args:
         strategy: The `tf.distribute.Strategy` that model and optimizer were
             made under.
         model: A `keras.Model` that ends in class probabilities.
         optimizer: A built Keras optimizer.
-        batch_size: Images in a step, over all replicas together.
-        label_smoothing: Probability spread evenly over all classes.
+        recipe: A `Recipe`.
 
     Returns:
-        A function of a distributed batch (images, labels) that updates the
-        model and returns the batch's mean loss and its number of images
-        classified right, both scalars.
+        A function of a distributed iterator over images, probabilities and
+        weights (`data.training_batches`), a number of steps, and whether this
+        worker wishes to stop, 0 or 1. It updates the model and returns sums
+        over all steps and replicas, float64 `(5,)`: the images' losses, how
+        many were classified right, their weights, the seconds that this
+        worker waited for them, and the wishes to stop.
     """
-    variables = model.trainable_variables
+    replica_step = _make_replica_step(strategy, model, optimizer, recipe)
 
-    def replica_step(images, labels):
+    @tf.function
+    def train_steps(iterator, steps, stop):
+        totals = tf.zeros(5, tf.float64)
+        for _ in tf.range(steps):
+            # One after another, or waiting would hide behind the last step.
+            with tf.control_dependencies([totals]):
+                before = tf.timestamp()
+            with tf.control_dependencies([before]):
+                batch = next(iterator)
+            arrived = tf.nest.map_structure(
+                strategy.experimental_local_results, batch
+            )
+            with tf.control_dependencies(tf.nest.flatten(arrived)):
+                waited = tf.timestamp() - before
+            loss, correct, images, stops = (
+                tf.cast(strategy.reduce("SUM", value, axis=None), tf.float64)
+                for value in strategy.run(replica_step, args=(*batch, stop))
+            )
+            totals += tf.stack([loss, correct, images, waited, stops])
+        return totals
+
+    return train_steps
+
+
+def _make_replica_step(strategy, model, optimizer, recipe):
+    variables = model.trainable_variables
+    replicas = strategy.num_replicas_in_sync
+    scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    part_size = recipe.batch_size // replicas // recipe.accumulate
+
+    def differentiate(images, targets, weights):
         with tf.GradientTape() as tape:
             probabilities = model(images, training=True)
-            loss = tf.reduce_sum(
-                keras.losses.categorical_crossentropy(
-                    tf.one_hot(labels, probabilities.shape[-1]),
-                    probabilities,
-                    label_smoothing=label_smoothing,
-                )
+            losses = weights * keras.losses.categorical_crossentropy(
+                targets,
+                probabilities,
+                label_smoothing=recipe.label_smoothing,
             )
             # Gradients are summed over replicas, so that each divides by the
             # batch of all of them, not by its own share.
-            loss = loss / batch_size
-        gradients = tape.gradient(loss, [v.value for v in variables])
+            loss = tf.reduce_sum(losses) / recipe.batch_size
+            minimized = optimizer.scale_loss(loss)
+        gradients = tape.gradient(minimized, [v.value for v in variables])
+        right = tf.argmax(targets, -1) == tf.argmax(probabilities, -1)
+        correct = tf.reduce_sum(weights * tf.cast(right, tf.float32))
+        return tf.reduce_sum(losses), correct, gradients
+
+    def accumulate(*batch):
+        loss, correct = tf.constant(0.0), tf.constant(0.0)
+        sums = [tf.zeros(v.shape, v.dtype) for v in variables]
+        for part in tf.range(recipe.accumulate):
+            first = part * part_size
+            images, targets, weights = (
+                tf.ensure_shape(
+                    value[first : first + part_size],
+                    (part_size, *value.shape[1:]),
+                )
+                for value in batch
+            )
+            more, right, gradients = differentiate(images, targets, weights)
+            loss, correct = loss + more, correct + right
+            sums = [s + g for s, g in zip(sums, gradients, strict=True)]
+        return loss, correct, sums
+
+    def replica_step(images, targets, weights, stop):
+        whole = recipe.accumulate == 1
+        loss, correct, gradients = (differentiate if whole else accumulate)(
+            images, targets, weights
+        )
+        if recipe.clip_norm or scales_loss:
+            # Keras clips, and looks for numbers that are not finite, before
+            # gradients are summed; both must be of the sum.
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce("SUM", gradients)
+            if recipe.clip_norm:
+                limit = optimizer.scale_loss(tf.constant(recipe.clip_norm))
+                gradients, _ = tf.clip_by_global_norm(gradients, limit)
+            # The optimizer adds up the same sum of every replica.
+            gradients = [g / replicas for g in gradients]
         optimizer.apply(gradients, variables)
-        return loss, _count_correct(labels, probabilities)
+        return loss, correct, tf.reduce_sum(weights), stop
+
+    return replica_step
+
+
+def make_share_statistics(strategy, model):
+    """Build what gives every replica the mean of their moving statistics.
+
+    Each replica's batch norms see its own images. What they note is only
+    used in evaluation, so that it is enough to average it before that.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` that `model` was made under.
+        model: A `keras.Model`.
+
+    Returns:
+        A function without arguments.
+    """
+    variables = [v.value for v in model.non_trainable_variables]
+
+    def share():
+        context = tf.distribute.get_replica_context()
+        for variable in variables:
+            if variable.dtype.is_floating:
+                variable.assign(context.all_reduce("MEAN", variable))
 
     @tf.function
-    def train_step(images, labels):
-        loss, correct = strategy.run(replica_step, args=(images, labels))
-        return (
-            strategy.reduce("SUM", loss, axis=None),
-            strategy.reduce("SUM", correct, axis=None),
-        )
+    def share_statistics():
+        strategy.run(share)
 
-    return train_step
+    if strategy.num_replicas_in_sync == 1:
+        return lambda: None
+    return share_statistics
 
 
-def make_evaluation_step(model):
-    """Build the evaluation step.
+def make_classify(model):
+    """Build what judges each image of a batch.
 
     Args:
         model: A `keras.Model` that ends in class probabilities.
 
     Returns:
-        A function of a batch (images, labels) that returns the batch's summed
-        loss, float32, the predicted classes, int64 `(batch,)`, and whether
-        the five most probable have the true one, bool `(batch,)`.
+        A function of images and labels, int64 `(batch,)`, to each image's
+        loss, float32, its predicted class, int64, and whether the five most
+        probable classes have the true one, bool; each `(batch,)`.
     """
 
     @tf.function(reduce_retracing=True)
-    def evaluation_step(images, labels):
+    def classify(images, labels):
         probabilities = model(images, training=False)
-        loss = keras.losses.sparse_categorical_crossentropy(
+        losses = keras.losses.sparse_categorical_crossentropy(
             labels, probabilities
         )
         # Not `in_top_k`, which counts ties for the better: of a sure network,
@@ -77,14 +171,47 @@ def make_evaluation_step(model):
         best = tf.math.top_k(probabilities, min(5, probabilities.shape[-1]))
         labels = tf.cast(labels, tf.int32)
         return (
-            tf.reduce_sum(loss),
+            losses,
             tf.argmax(probabilities, axis=-1),
             tf.reduce_any(best.indices == labels[:, None], axis=-1),
         )
 
-    return evaluation_step
+    return classify
 
 
-def _count_correct(labels, probabilities):
-    right = tf.equal(tf.argmax(probabilities, axis=-1), labels)
-    return tf.reduce_sum(tf.cast(right, tf.int32))
+def make_evaluation_steps(strategy, model):
+    """Build what evaluates for some steps without coming back to Python.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` that `model` was made under.
+        model: A `keras.Model` that ends in class probabilities.
+
+    Returns:
+        A function of a distributed iterator over images, labels and weights
+        (`data.evaluation_batches`) and a number of steps. It returns sums,
+        float64 `(3,)`: losses, images classified right, and weights.
+    """
+    classify = make_classify(model)
+
+    def replica_step(images, labels, weights):
+        losses, predictions, _ = classify(images, labels)
+        right = tf.cast(predictions == labels, tf.float32)
+        return tuple(
+            tf.reduce_sum(weights * values)
+            for values in (losses, right, tf.ones_like(weights))
+        )
+
+    @tf.function
+    def evaluation_steps(iterator, steps):
+        totals = tf.zeros(3, tf.float64)
+        for _ in tf.range(steps):
+            sums = strategy.run(replica_step, args=next(iterator))
+            totals += tf.stack(
+                [
+                    tf.cast(strategy.reduce("SUM", s, axis=None), tf.float64)
+                    for s in sums
+                ]
+            )
+        return totals
+
+    return evaluation_steps

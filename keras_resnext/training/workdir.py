@@ -19,7 +19,10 @@ class Run:
     | `recipe.json` | the full `Recipe` |
     | `labels.txt` | class names, one a line, in the order of the outputs |
     | `history.jsonl` | a line an epoch |
-    | `checkpoints/` | model, optimizer and epoch, to resume from |
+    | `checkpoints/` | model, optimizer and step, to resume from |
+    | `tensorboard/` | loss, accuracy and learning rate, for TensorBoard |
+    | `bad_images.txt` | images that were left out, if any |
+    | `best.keras` | the model of the epoch with the best held-out accuracy |
     | `learning_curves.png` | the history drawn |
     | `model.keras` | the trained model, once training is done |
 
@@ -37,7 +40,10 @@ class Run:
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.model_file = self.path / "model.keras"
+        self.best_model_file = self.path / "best.keras"
         self.learning_curves = self.path / "learning_curves.png"
+        self.tensorboard = self.path / "tensorboard"
+        self.bad_images = self.path / "bad_images.txt"
         self._recipe_file = self.path / "recipe.json"
         self._labels_file = self.path / "labels.txt"
         self._history_file = self.path / "history.jsonl"
@@ -147,6 +153,12 @@ class Run:
         """Write the history anew, without epochs that were not kept."""
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))
+
+    def write_bad_images(self, names: list[str]) -> None:
+        """Write down which images were left out, if any."""
+        if names:
+            with staged(self.bad_images, overwrite=True) as new:
+                new.write_text("".join(f"{name}\n" for name in names))
 
     def _read(self, path):
         if not path.exists():

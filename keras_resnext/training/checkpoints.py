@@ -1,0 +1,101 @@
+"""Checkpoints of a run: the newest few, and the newest that can be read."""
+
+import logging
+import pathlib
+import re
+import shutil
+
+import tensorflow as tf
+
+_log = logging.getLogger("keras_resnext")
+_NAME = "step"
+
+
+class Checkpoints:
+    """What a run goes on from after it was stopped, by whatever.
+
+    TensorFlow writes a checkpoint's values first and its index, without which
+    it is none, last.
+
+    Args:
+        folder: Where they are.
+        keep: How many of the newest are kept.
+        **objects: What is saved, see `tf.train.Checkpoint`.
+
+    Example:
+
+    >>> checkpoints = Checkpoints("runs/x/checkpoints", keep=2, model=model)
+    >>> checkpoints.save(step=100)
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int, **objects):
+        self.folder, self.keep = folder, keep
+        self._checkpoint = tf.train.Checkpoint(**objects)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        names = [path.name for path in self.folder.glob(f"{_NAME}-*.index")]
+        matches = (re.fullmatch(rf"{_NAME}-(\d+)\.index", n) for n in names)
+        return sorted((int(m[1]) for m in matches if m), reverse=True)
+
+    def save(self, step: int) -> None:
+        """Write one, and remove what is older than the newest few.
+
+        Args:
+            step: Number of steps done.
+
+        Raises:
+            OSError: if it cannot be written. The others are still there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._checkpoint.write(self._prefix(step))
+        except tf.errors.OpError as error:
+            self._remove(step)
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(
+                f"{self._prefix(step)} cannot be written: {reason}"
+            ) from error
+        for old in self.steps[self.keep :]:
+            self._remove(old)
+
+    def restore(self) -> int | None:
+        """Read the newest that can be read.
+
+        Returns:
+            Its step, or `None` if there is none at all.
+
+        Raises:
+            RuntimeError: if there are some and none can be read.
+        """
+        damaged = []
+        for step in self.steps:
+            try:
+                status = self._checkpoint.read(self._prefix(step))
+                status.assert_existing_objects_matched()
+                return step
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                _log.warning(
+                    "%s is damaged (%s); going back to the one before.",
+                    self._prefix(step),
+                    reason,
+                )
+                damaged.append(step)
+        if damaged:
+            raise RuntimeError(
+                f"None of the checkpoints in {self.folder} can be read, of "
+                f"steps {', '.join(map(str, damaged))}."
+            )
+        return None
+
+    def _prefix(self, step):
+        return str(self.folder / f"{_NAME}-{step}")
+
+    def _remove(self, step):
+        # The index first: without it, the rest is no checkpoint.
+        self.folder.joinpath(f"{_NAME}-{step}.index").unlink(missing_ok=True)
+        for path in self.folder.glob(f"{_NAME}-{step}.data-*"):
+            path.unlink()
+        shutil.rmtree(self.folder / f"{_NAME}-{step}_temp", ignore_errors=True)

@@ -1,0 +1,270 @@
+"""Equal on one replica and many; equal whatever stopped it on the way."""
+
+import dataclasses
+import random
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_resnext.training import Recipe
+from keras_resnext.training.workdir import Run
+from tests import training_process as process
+
+# Sums over replicas are ordered otherwise: 2^-24 of a gradient's largest
+# values, which twenty steps of a network without much curvature keep small.
+LOSSES = {"rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three shades in noise, 56 images to train on, 9 to hold out."""
+    root = tmp_path_factory.mktemp("shades")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 56), ("test", 9)):
+        for i in range(count):
+            shade = (40, 120, 200)[i % 3]
+            place = root / split / str(shade)
+            place.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(-40, 40, (12, 12, 3)) + shade
+            Image.fromarray(noise.astype("uint8")).save(place / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def sgd(folder):
+    return Recipe(
+        dataset=str(folder),
+        model="resnext11_2x4d",
+        image_size=8,
+        batch_size=8,
+        epochs=3,  # of seven steps
+        warmup_epochs=1.0,
+        base_lr=0.8,
+        crop_padding=1,
+        flip=True,
+        color_jitter=0.2,
+        sync_batch_norm=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def adamw(sgd):
+    return dataclasses.replace(
+        sgd,
+        optimizer="adamw",
+        base_lr=0.1,
+        weight_decay=0.05,
+        clip_norm=0.5,
+        ema_decay=0.9,
+    )
+
+
+@pytest.fixture(scope="module", params=["sgd", "adamw"])
+def undisturbed(request, tmp_path_factory):
+    """A recipe, and its run on one replica with its losses."""
+    recipe = request.getfixturevalue(request.param)
+    workdir = tmp_path_factory.mktemp("one")
+    options = {"strategy": "one", "deterministic": True}
+    losses = process.finish(process.start(recipe, workdir, **options))
+    assert len(losses) == 21
+    assert losses[-1] < 0.8 * losses[0]
+    return recipe, Run(workdir), losses
+
+
+def assert_same_history(run, expected, **tolerance):
+    for found, wanted in zip(run.history, expected.history, strict=True):
+        for key in ("loss", "held_out_loss", "held_out_accuracy"):
+            np.testing.assert_allclose(found[key], wanted[key], **tolerance)
+
+
+def assert_same_weights(run, expected, **tolerance):
+    for found, wanted in zip(
+        run.load_model().get_weights(),
+        expected.load_model().get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, **tolerance)
+
+
+def test_two_mirrored_replicas(undisturbed, tmp_path):
+    recipe, expected, losses = undisturbed
+    found = process.finish(
+        process.start(recipe, tmp_path, cpus=2, strategy="mirrored")
+    )
+    np.testing.assert_allclose(found, losses, **LOSSES)
+    assert_same_history(Run(tmp_path), expected, rtol=1e-3)
+
+
+def start_workers(recipe, workdir, environments, **options):
+    return [
+        process.start(
+            recipe, workdir, environment=variables, strategy="auto", **options
+        )
+        for variables in environments
+    ]
+
+
+@pytest.mark.parametrize(
+    "workers", [process.workers_of_tf_config, process.workers_of_slurm]
+)
+def test_two_workers(workers, undisturbed, tmp_path):
+    recipe, expected, losses = undisturbed
+    if workers is process.workers_of_slurm and recipe.optimizer != "sgd":
+        pytest.skip("how workers are found has nothing to do with it")
+    found = process.finish(*start_workers(recipe, tmp_path, workers()))
+    np.testing.assert_allclose(found, losses, **LOSSES)
+    assert_same_history(Run(tmp_path), expected, rtol=1e-3)
+
+
+def test_accumulation_is_the_whole_batch(sgd, tmp_path):
+    """With batch norms frozen, which would see one part at a time."""
+    source = process.finish(
+        process.start(sgd, tmp_path / "source", strategy="one")
+    )
+    frozen = dataclasses.replace(
+        sgd,
+        weights=str(tmp_path / "source" / "model.keras"),
+        freeze="conv4",
+        base_lr=0.01,
+    )
+    whole, parts = (
+        process.finish(
+            process.start(
+                dataclasses.replace(frozen, accumulate=accumulate),
+                tmp_path / str(accumulate),
+                strategy="one",
+            )
+        )
+        for accumulate in (1, 2)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert source != whole
+
+
+def test_steps_in_one_call_are_the_same(undisturbed, tmp_path):
+    recipe, expected, losses = undisturbed
+    found = process.finish(
+        process.start(
+            recipe,
+            tmp_path,
+            strategy="one",
+            steps_per_call=3,
+            deterministic=True,
+        )
+    )
+    # Seven steps an epoch: calls of 3, 3 and 1.
+    means = [
+        np.mean(losses[7 * epoch + a : 7 * epoch + b])
+        for epoch in range(3)
+        for a, b in ((0, 3), (3, 6), (6, 7))
+    ]
+    np.testing.assert_allclose(found, means, rtol=1e-6)
+    assert_same_weights(Run(tmp_path), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_killed_and_started_again(undisturbed, tmp_path):
+    """At steps drawn at random, ten times over both recipes and workers."""
+    recipe, expected, losses = undisturbed
+    rng = random.Random(recipe.optimizer)
+    options = {"strategy": "one", "deterministic": True, "save_every_steps": 2}
+    for trial in range(4):
+        workdir = tmp_path / str(trial)
+        kill_at = rng.randint(1, 20)
+        process.finish(
+            process.start(recipe, workdir, kill_at_step=kill_at, **options),
+            statuses=(-9,),
+        )
+        rest = process.finish(process.start(recipe, workdir, **options))
+        assert 21 - kill_at <= len(rest) <= 21 - kill_at + 2
+        np.testing.assert_allclose(rest, losses[-len(rest) :], rtol=1e-6)
+        assert_same_history(Run(workdir), expected, rtol=1e-6)
+        assert_same_weights(Run(workdir), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_of_two_workers_killed(killed, sgd, tmp_path):
+    options = {"deterministic": True, "save_every_steps": 2}
+    expected = tmp_path / "expected"
+    process.finish(
+        *start_workers(sgd, expected, process.workers_of_tf_config(), **options)
+    )
+    workdir = tmp_path / "killed"
+    workers = [
+        process.start(
+            sgd,
+            workdir,
+            environment=variables,
+            **options,
+            **({"kill_at_step": 10} if index == killed else {}),
+        )
+        for index, variables in enumerate(process.workers_of_tf_config())
+    ]
+    # What manages the job ends the others, which would wait.
+    workers[killed].communicate(timeout=300)
+    assert workers[killed].returncode == -9
+    process_left = workers[1 - killed]
+    process_left.kill()
+    process_left.communicate()
+    process.finish(
+        *start_workers(sgd, workdir, process.workers_of_tf_config(), **options)
+    )
+    assert_same_weights(Run(workdir), Run(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_sigterm_saves_and_ends(undisturbed, tmp_path):
+    recipe, expected, losses = undisturbed
+    options = {"strategy": "one", "deterministic": True}
+    first = process.finish(
+        process.start(recipe, tmp_path, terminate_at_step=9, **options),
+        statuses=(143,),
+    )
+    rest = process.finish(process.start(recipe, tmp_path, **options))
+    # The step under way is finished, and none is lost.
+    np.testing.assert_allclose(first + rest, losses, rtol=1e-6)
+    assert_same_weights(Run(tmp_path), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_sigterm_of_one_worker_stops_both(sgd, tmp_path):
+    workers = [
+        process.start(sgd, tmp_path, environment=variables, **options)
+        for variables, options in zip(
+            process.workers_of_tf_config(),
+            ({}, {"terminate_at_step": 9}),
+            strict=True,
+        )
+    ]
+    assert len(process.finish(*workers, statuses=(143,))) == 10
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*.index")] == [
+        "step-7.index",
+        "step-10.index",
+    ] or len(list((tmp_path / "checkpoints").glob("step-10.*"))) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path):
+    recipe, expected, losses = undisturbed
+    options = {"strategy": "one", "deterministic": True, "save_every_steps": 3}
+    process.finish(
+        process.start(recipe, tmp_path, kill_at_step=13, **options),
+        statuses=(-9,),
+    )
+    checkpoints = tmp_path / "checkpoints"
+    (newest,) = checkpoints.glob("step-12.data-*")
+    whole = newest.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + b"\0"):
+        copy = tmp_path / "copy"
+        shutil.copytree(tmp_path, copy, ignore=shutil.ignore_patterns("copy"))
+        (copy / "checkpoints" / newest.name).write_bytes(damaged)
+        again = process.start(recipe, copy, **options)
+        out, err = again.communicate(timeout=300)
+        assert again.returncode == 0, err[-2000:]
+        if damaged != whole:
+            assert "step-12 is damaged" in err
+        np.testing.assert_allclose(
+            [float(line) for line in out.splitlines()],
+            losses[9:],
+            rtol=1e-6,
+        )
+        assert_same_weights(Run(copy), expected, rtol=1e-6, atol=1e-7)
+        shutil.rmtree(copy)
