@@ -848,8 +848,12 @@ def _training_progress():
                 f"accuracy {entry['accuracy']:.4f}; held out "
                 f"{entry['held_out_loss']:.4f}, "
                 f"{entry['held_out_accuracy']:.4f}; "
-                f"{entry['images_per_second']:.0f} images/s, "
-                f"{entry['waiting']:.1%} waiting for them"
+                f"{entry['images_per_second']:.0f} images/s"
+                + (
+                    ""
+                    if entry["waiting"] is None
+                    else f", {entry['waiting']:.1%} waiting for them"
+                )
             )
 
         yield on_step, on_epoch

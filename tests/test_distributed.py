@@ -12,9 +12,11 @@ from keras_resnext.training import Recipe
 from keras_resnext.training.workdir import Run
 from tests import training_process as process
 
-# Sums over replicas are ordered otherwise: 2^-24 of a gradient's largest
-# values, which twenty steps of a network without much curvature keep small.
-LOSSES = {"rtol": 1e-4}
+# Replicas add up in another order, so that losses part by the rounding of
+# float64, 1e-16, and training makes that a little more. In float32 it is 5e-7
+# until the first ReLU whose input is within rounding of zero, and percents
+# from there on: see `training_process`.
+LOSSES = {"rtol": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +64,29 @@ def adamw(sgd):
 
 
 @pytest.fixture(scope="module", params=["sgd", "adamw"])
-def undisturbed(request, tmp_path_factory):
-    """A recipe, and its run on one replica with its losses."""
-    recipe = request.getfixturevalue(request.param)
-    workdir = tmp_path_factory.mktemp("one")
-    options = {"strategy": "one", "deterministic": True}
-    losses = process.finish(process.start(recipe, workdir, **options))
+def recipe(request):
+    return request.getfixturevalue(request.param)
+
+
+def run_once(recipe, workdir, **options):
+    process_ = process.start(recipe, workdir, strategy="one", **options)
+    losses = process.finish(process_)
     assert len(losses) == 21
     assert losses[-1] < 0.8 * losses[0]
-    return recipe, Run(workdir), losses
+    return Run(workdir), losses
+
+
+@pytest.fixture(scope="module")
+def exact(recipe, tmp_path_factory):
+    """A run on one replica in float64, and its losses."""
+    return run_once(recipe, tmp_path_factory.mktemp("exact"), float64=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory):
+    """A run on one replica, to the bit, and its losses."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return run_once(recipe, workdir, deterministic=True)
 
 
 def assert_same_history(run, expected, **tolerance):
@@ -88,13 +104,16 @@ def assert_same_weights(run, expected, **tolerance):
         np.testing.assert_allclose(found, wanted, **tolerance)
 
 
-def test_two_mirrored_replicas(undisturbed, tmp_path):
-    recipe, expected, losses = undisturbed
+def test_two_mirrored_replicas(recipe, exact, tmp_path):
+    expected, losses = exact
     found = process.finish(
-        process.start(recipe, tmp_path, cpus=2, strategy="mirrored")
+        process.start(
+            recipe, tmp_path, cpus=2, strategy="mirrored", float64=True
+        )
     )
     np.testing.assert_allclose(found, losses, **LOSSES)
-    assert_same_history(Run(tmp_path), expected, rtol=1e-3)
+    # Evaluation takes its pictures in float32.
+    assert_same_history(Run(tmp_path), expected, rtol=1e-5)
 
 
 def start_workers(recipe, workdir, environments, **options):
@@ -109,20 +128,20 @@ def start_workers(recipe, workdir, environments, **options):
 @pytest.mark.parametrize(
     "workers", [process.workers_of_tf_config, process.workers_of_slurm]
 )
-def test_two_workers(workers, undisturbed, tmp_path):
-    recipe, expected, losses = undisturbed
+def test_two_workers(workers, recipe, exact, tmp_path):
+    expected, losses = exact
     if workers is process.workers_of_slurm and recipe.optimizer != "sgd":
         pytest.skip("how workers are found has nothing to do with it")
-    found = process.finish(*start_workers(recipe, tmp_path, workers()))
+    found = process.finish(
+        *start_workers(recipe, tmp_path, workers(), float64=True)
+    )
     np.testing.assert_allclose(found, losses, **LOSSES)
-    assert_same_history(Run(tmp_path), expected, rtol=1e-3)
+    assert_same_history(Run(tmp_path), expected, rtol=1e-5)
 
 
 def test_accumulation_is_the_whole_batch(sgd, tmp_path):
     """With batch norms frozen, which would see one part at a time."""
-    source = process.finish(
-        process.start(sgd, tmp_path / "source", strategy="one")
-    )
+    _, source = run_once(sgd, tmp_path / "source")
     frozen = dataclasses.replace(
         sgd,
         weights=str(tmp_path / "source" / "model.keras"),
@@ -135,16 +154,17 @@ def test_accumulation_is_the_whole_batch(sgd, tmp_path):
                 dataclasses.replace(frozen, accumulate=accumulate),
                 tmp_path / str(accumulate),
                 strategy="one",
+                float64=True,
             )
         )
         for accumulate in (1, 2)
     )
-    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(parts, whole, **LOSSES)
     assert source != whole
 
 
-def test_steps_in_one_call_are_the_same(undisturbed, tmp_path):
-    recipe, expected, losses = undisturbed
+def test_steps_in_one_call_are_the_same(recipe, undisturbed, tmp_path):
+    expected, losses = undisturbed
     found = process.finish(
         process.start(
             recipe,
@@ -164,9 +184,9 @@ def test_steps_in_one_call_are_the_same(undisturbed, tmp_path):
     assert_same_weights(Run(tmp_path), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_killed_and_started_again(undisturbed, tmp_path):
-    """At steps drawn at random, ten times over both recipes and workers."""
-    recipe, expected, losses = undisturbed
+def test_killed_and_started_again(recipe, undisturbed, tmp_path):
+    """At steps drawn at random: ten trials with the two of workers."""
+    expected, losses = undisturbed
     rng = random.Random(recipe.optimizer)
     options = {"strategy": "one", "deterministic": True, "save_every_steps": 2}
     for trial in range(4):
@@ -213,8 +233,8 @@ def test_one_of_two_workers_killed(killed, sgd, tmp_path):
     assert_same_weights(Run(workdir), Run(expected), rtol=1e-6, atol=1e-7)
 
 
-def test_sigterm_saves_and_ends(undisturbed, tmp_path):
-    recipe, expected, losses = undisturbed
+def test_sigterm_saves_and_ends(recipe, undisturbed, tmp_path):
+    expected, losses = undisturbed
     options = {"strategy": "one", "deterministic": True}
     first = process.finish(
         process.start(recipe, tmp_path, terminate_at_step=9, **options),
@@ -236,14 +256,12 @@ def test_sigterm_of_one_worker_stops_both(sgd, tmp_path):
         )
     ]
     assert len(process.finish(*workers, statuses=(143,))) == 10
-    assert [p.name for p in (tmp_path / "checkpoints").glob("*.index")] == [
-        "step-7.index",
-        "step-10.index",
-    ] or len(list((tmp_path / "checkpoints").glob("step-10.*"))) == 2
+    saved = {p.name for p in (tmp_path / "checkpoints").glob("*.index")}
+    assert saved == {"step-7.index", "step-10.index"}
 
 
-def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path):
-    recipe, expected, losses = undisturbed
+def test_a_damaged_checkpoint_is_passed_over(recipe, undisturbed, tmp_path):
+    expected, losses = undisturbed
     options = {"strategy": "one", "deterministic": True, "save_every_steps": 3}
     process.finish(
         process.start(recipe, tmp_path, kill_at_step=13, **options),

@@ -75,7 +75,13 @@ class Checkpoints:
                 status = self._checkpoint.read(self._prefix(step))
                 status.assert_existing_objects_matched()
                 return step
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            # A reader that meets the end too early raises an IndexError.
+            except (
+                tf.errors.OpError,
+                AssertionError,
+                IndexError,
+                ValueError,
+            ) as error:
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 _log.warning(
                     "%s is damaged (%s); going back to the one before.",

@@ -47,7 +47,8 @@ class Progress:
         accuracy: Training accuracy in this epoch so far.
         images_per_second: Training speed since this process entered the
             epoch.
-        waiting: Share of that time in which steps waited for images.
+        waiting: Share of that time in which steps waited for images; `None`
+            with `deterministic`, which forbids to measure it.
 
     Example:
 
@@ -61,7 +62,7 @@ class Progress:
     loss: float
     accuracy: float
     images_per_second: float
-    waiting: float
+    waiting: float | None
 
 
 class TrainingStoppedError(RuntimeError):
@@ -182,6 +183,7 @@ def train(
         tf.config.experimental.enable_op_determinism()
     if not isinstance(strategy, tf.distribute.Strategy):
         strategy = make_strategy(strategy)
+    steps_per_call = _steps_per_call(steps_per_call, strategy)
     parts = strategy.num_replicas_in_sync * recipe.accumulate
     if recipe.batch_size % parts:
         raise ValueError(
@@ -208,15 +210,14 @@ def train(
         strategy,
         data,
         model,
-        keep,
-        BadImages(on_bad_image == "skip"),
+        keep=keep,
+        bad=BadImages(on_bad_image == "skip"),
+        deterministic=deterministic,
     )
-    gpus = tf.config.list_logical_devices("GPU")
-    accelerated = gpus or isinstance(strategy, tf.distribute.TPUStrategy)
     with _stop_requested() as stop:
         training.run_epochs(
             stop=stop,
-            steps_per_call=steps_per_call or (10 if accelerated else 1),
+            steps_per_call=steps_per_call,
             save_every_steps=save_every_steps,
             on_step=on_step or (lambda progress: None),
             on_epoch=on_epoch or (lambda entry: None),
@@ -241,6 +242,20 @@ def _check_options(steps_per_call, save_every_steps, keep, on_bad_image):
             "Training needs image_data_format channels_last (keras.json); "
             f"got {keras.config.image_data_format()}."
         )
+
+
+def _steps_per_call(wanted, strategy):
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus or isinstance(strategy, tf.distribute.TPUStrategy):
+        return wanted or 10
+    if wanted > 1 and len(tf.config.list_logical_devices("CPU")) > 1:
+        # Loops over several of them hang once TensorFlow's graph optimizer
+        # has been over their dependencies.
+        raise ValueError(
+            "`steps_per_call` must be 0 or 1 with several logical CPUs; got "
+            f"{wanted}."
+        )
+    return wanted or 1
 
 
 def _build_model(recipe, classes):
@@ -324,7 +339,9 @@ def _write_scalar(name, value):
 class _Training:
     """A run in progress: what `train` prepared, and where it stands."""
 
-    def __init__(self, recipe, run, strategy, data, model, keep, bad):
+    def __init__(
+        self, recipe, run, strategy, data, model, *, keep, bad, deterministic
+    ):
         self.recipe, self.run, self.strategy = recipe, run, strategy
         self.data, self.model, self.bad = data, model, bad
         self.writes = is_chief(strategy)
@@ -350,8 +367,13 @@ class _Training:
         # What is kept of the history is what the checkpoint knows of.
         epochs_done = int(self.step) // self.steps_per_epoch
         self.history = [e for e in run.history if e["epoch"] <= epochs_done]
+        self.deterministic = deterministic
         self.train_steps = steps.make_train_steps(
-            strategy, model, self.optimizer, recipe
+            strategy,
+            model,
+            self.optimizer,
+            recipe,
+            time_input=not deterministic,
         )
         self.evaluation_steps = steps.make_evaluation_steps(strategy, model)
         self.share_statistics = steps.make_share_statistics(strategy, model)
@@ -372,7 +394,7 @@ class _Training:
         ):
             progress = self._run_epoch(epoch, **options)
             with self._averaged_weights():
-                loss, accuracy = self._evaluate()
+                loss, accuracy = self._evaluate(options["steps_per_call"])
                 self._keep_model(accuracy)
             self._note(progress, loss, accuracy)
             self.totals.assign(tf.zeros_like(self.totals))
@@ -410,11 +432,8 @@ class _Training:
             count = min(steps_per_call, end - step)
             if save_every_steps:
                 count = min(count, save_every_steps - step % save_every_steps)
-            sums = self.train_steps(
-                batches,
-                tf.constant(count),
-                tf.constant(1.0 if stop() else 0.0),
-            ).numpy()
+            wish = tf.constant(1.0 if stop() else 0.0)
+            sums = self.train_steps(batches, count, wish).numpy()
             self.bad.check()
             self.totals.assign_add(sums)
             self.step.assign_add(count)
@@ -461,7 +480,7 @@ class _Training:
             loss=float(totals[steps.LOSS] / images),
             accuracy=float(totals[steps.CORRECT] / images),
             images_per_second=done * self.recipe.batch_size / seconds,
-            waiting=float(waited / seconds),
+            waiting=None if self.deterministic else float(waited / seconds),
         )
 
     def _distributed(self, make_batches, *arguments, **options):
@@ -479,24 +498,30 @@ class _Training:
 
         return self.strategy.distribute_datasets_from_function(make)
 
-    def _evaluate(self):
+    def _evaluate(self, steps_per_call):
         """Mean loss and accuracy on the held-out split, all of it."""
         self.share_statistics()
         split = self.data.held_out_split
         replicas = self.strategy.num_replicas_in_sync
         batch_size = -(-self.recipe.batch_size // replicas) * replicas
-        batches = self._distributed(
-            evaluation_batches,
-            split,
-            self.recipe.final_image_size,
-            batch_size,
-            crop=self.recipe.eval_crop,
+        batches = iter(
+            self._distributed(
+                evaluation_batches,
+                split,
+                self.recipe.final_image_size,
+                batch_size,
+                crop=self.recipe.eval_crop,
+            )
         )
         expected = self.data.num_examples(split)
-        loss, correct, images = self.evaluation_steps(
-            iter(batches), tf.constant(-(-expected // batch_size))
-        ).numpy()
-        self.bad.check()
+        left = -(-expected // batch_size)
+        totals = np.zeros(3)
+        while left:
+            count = min(steps_per_call, left)
+            totals += self.evaluation_steps(batches, count).numpy()
+            left -= count
+            self.bad.check()
+        loss, correct, images = totals
         if images != expected and not self.bad.names:
             raise RuntimeError(
                 f"Expected the {expected} images of the split {split}; saw "

@@ -69,11 +69,11 @@ class SGD(keras.optimizers.SGD):
             super()._apply_weight_decay(variables)
 
 
-class _RatedSGD(_Rates, SGD):
+class RatedSGD(_Rates, SGD):
     pass
 
 
-class _RatedAdamW(_Rates, keras.optimizers.AdamW):
+class RatedAdamW(_Rates, keras.optimizers.AdamW):
     pass
 
 
@@ -107,13 +107,13 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
         "ema_momentum": recipe.ema_decay,
     }
     if recipe.optimizer == "sgd":
-        optimizer = _RatedSGD(
+        optimizer = RatedSGD(
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
             **arguments,
         )
     else:
-        optimizer = _RatedAdamW(beta_1=recipe.momentum, **arguments)
+        optimizer = RatedAdamW(beta_1=recipe.momentum, **arguments)
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
     if recipe.head_lr_factor != 1:

@@ -13,7 +13,9 @@ from keras_resnext.training.recipe import Recipe
 LOSS, CORRECT, IMAGES, WAITED, STOPS = range(5)
 
 
-def make_train_steps(strategy, model, optimizer, recipe: Recipe):
+def make_train_steps(
+    strategy, model, optimizer, recipe: Recipe, *, time_input: bool = True
+):
     """Build what trains for some steps without coming back to Python.
 
     Args:
@@ -22,6 +24,9 @@ def make_train_steps(strategy, model, optimizer, recipe: Recipe):
         model: A `keras.Model` that ends in class probabilities.
         optimizer: A built Keras optimizer.
         recipe: A `Recipe`.
+        time_input: Whether to measure how long steps wait for images, which
+            TensorFlow refuses when operations must be deterministic. Defaults
+            to `True`.
 
     Returns:
         A function of a distributed iterator over images, probabilities and
@@ -33,28 +38,56 @@ def make_train_steps(strategy, model, optimizer, recipe: Recipe):
     """
     replica_step = _make_replica_step(strategy, model, optimizer, recipe)
 
+    def now():
+        return tf.timestamp() if time_input else tf.zeros((), tf.float64)
+
+    def train_step(iterator, done, stop):
+        # One after another, or waiting would hide behind the last step.
+        with tf.control_dependencies([done]):
+            before = now()
+        with tf.control_dependencies([before]):
+            batch = next(iterator)
+        arrived = tf.nest.map_structure(
+            strategy.experimental_local_results, batch
+        )
+        with tf.control_dependencies(tf.nest.flatten(arrived)):
+            waited = now() - before
+        sums = strategy.run(replica_step, args=(*batch, stop))
+        loss, correct, images, stops = _summed(strategy, sums)
+        return tf.stack([loss, correct, images, waited, stops])
+
+    return _repeated(train_step)
+
+
+def _summed(strategy, values):
+    """Each replica's values added up, float64."""
+    return [
+        tf.cast(strategy.reduce("SUM", value, axis=None), tf.float64)
+        for value in values
+    ]
+
+
+def _repeated(step):
+    """Build what adds up a step's results over some steps."""
+    nothing = tf.constant(0.0, tf.float64)
+
     @tf.function
-    def train_steps(iterator, steps, stop):
-        totals = tf.zeros(5, tf.float64)
-        for _ in tf.range(steps):
-            # One after another, or waiting would hide behind the last step.
-            with tf.control_dependencies([totals]):
-                before = tf.timestamp()
-            with tf.control_dependencies([before]):
-                batch = next(iterator)
-            arrived = tf.nest.map_structure(
-                strategy.experimental_local_results, batch
-            )
-            with tf.control_dependencies(tf.nest.flatten(arrived)):
-                waited = tf.timestamp() - before
-            loss, correct, images, stops = (
-                tf.cast(strategy.reduce("SUM", value, axis=None), tf.float64)
-                for value in strategy.run(replica_step, args=(*batch, stop))
-            )
-            totals += tf.stack([loss, correct, images, waited, stops])
+    def once(iterator, *arguments):
+        return step(iterator, nothing, *arguments)
+
+    @tf.function
+    def many(iterator, count, *arguments):
+        totals = step(iterator, nothing, *arguments)
+        for _ in tf.range(count - 1):
+            totals += step(iterator, totals, *arguments)
         return totals
 
-    return train_steps
+    def some(iterator, count, *arguments):
+        if count == 1:
+            return once(iterator, *arguments)
+        return many(iterator, tf.constant(count), *arguments)
+
+    return some
 
 
 def _make_replica_step(strategy, model, optimizer, recipe):
@@ -66,11 +99,12 @@ def _make_replica_step(strategy, model, optimizer, recipe):
     def differentiate(images, targets, weights):
         with tf.GradientTape() as tape:
             probabilities = model(images, training=True)
-            losses = weights * keras.losses.categorical_crossentropy(
+            losses = keras.losses.categorical_crossentropy(
                 targets,
                 probabilities,
                 label_smoothing=recipe.label_smoothing,
             )
+            losses *= tf.cast(weights, losses.dtype)
             # Gradients are summed over replicas, so that each divides by the
             # batch of all of them, not by its own share.
             loss = tf.reduce_sum(losses) / recipe.batch_size
@@ -81,7 +115,8 @@ def _make_replica_step(strategy, model, optimizer, recipe):
         return tf.reduce_sum(losses), correct, gradients
 
     def accumulate(*batch):
-        loss, correct = tf.constant(0.0), tf.constant(0.0)
+        loss = tf.zeros((), model.output.dtype)
+        correct = tf.constant(0.0)
         sums = [tf.zeros(v.shape, v.dtype) for v in variables]
         for part in tf.range(recipe.accumulate):
             first = part * part_size
@@ -108,12 +143,14 @@ def _make_replica_step(strategy, model, optimizer, recipe):
             context = tf.distribute.get_replica_context()
             gradients = context.all_reduce("SUM", gradients)
             if recipe.clip_norm:
-                limit = optimizer.scale_loss(tf.constant(recipe.clip_norm))
+                limit = tf.constant(recipe.clip_norm, gradients[0].dtype)
+                limit = optimizer.scale_loss(limit)
                 gradients, _ = tf.clip_by_global_norm(gradients, limit)
             # The optimizer adds up the same sum of every replica.
             gradients = [g / replicas for g in gradients]
         optimizer.apply(gradients, variables)
-        return loss, correct, tf.reduce_sum(weights), stop
+        # A tensor of each replica's own; sums are over replicas.
+        return loss, correct, tf.reduce_sum(weights), tf.identity(stop)
 
     return replica_step
 
@@ -137,7 +174,8 @@ def make_share_statistics(strategy, model):
         context = tf.distribute.get_replica_context()
         for variable in variables:
             if variable.dtype.is_floating:
-                variable.assign(context.all_reduce("MEAN", variable))
+                mean = context.all_reduce("MEAN", tf.identity(variable))
+                variable.assign(mean)
 
     @tf.function
     def share_statistics():
@@ -188,8 +226,9 @@ def make_evaluation_steps(strategy, model):
 
     Returns:
         A function of a distributed iterator over images, labels and weights
-        (`data.evaluation_batches`) and a number of steps. It returns sums,
-        float64 `(3,)`: losses, images classified right, and weights.
+        (`data.evaluation_batches`) and a number of steps. It returns sums
+        over steps and replicas, float64 `(3,)`: losses, images classified
+        right, and weights.
     """
     classify = make_classify(model)
 
@@ -198,20 +237,17 @@ def make_evaluation_steps(strategy, model):
         right = tf.cast(predictions == labels, tf.float32)
         return tuple(
             tf.reduce_sum(weights * values)
-            for values in (losses, right, tf.ones_like(weights))
+            for values in (
+                tf.cast(losses, tf.float32),
+                right,
+                tf.ones_like(weights),
+            )
         )
 
-    @tf.function
-    def evaluation_steps(iterator, steps):
-        totals = tf.zeros(3, tf.float64)
-        for _ in tf.range(steps):
-            sums = strategy.run(replica_step, args=next(iterator))
-            totals += tf.stack(
-                [
-                    tf.cast(strategy.reduce("SUM", s, axis=None), tf.float64)
-                    for s in sums
-                ]
-            )
-        return totals
+    def evaluation_step(iterator, done):
+        with tf.control_dependencies([done]):
+            batch = next(iterator)
+        sums = strategy.run(replica_step, args=batch)
+        return tf.stack(_summed(strategy, sums))
 
-    return evaluation_steps
+    return _repeated(evaluation_step)
