@@ -8,10 +8,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.datasets import load_sample_images
 
 from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.training import augment
 from keras_resnext.training import data
+from keras_resnext.training.recipe import RECIPES
 from keras_resnext.training.recipe import Recipe
 
 RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
@@ -39,8 +41,13 @@ def folder(tmp_path):
 
 
 def collect(batches):
-    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    """Images and labels of all batches, without what fills the last one."""
+    parts = zip(*batches.as_numpy_iterator(), strict=True)
+    images, labels, weights = map(np.concatenate, parts)
+    if labels.ndim == 2:
+        assert set(labels.ravel()) == {0, 1}
+        labels = labels.argmax(-1)
+    return images[weights > 0], labels[weights > 0]
 
 
 def test_digits_are_scikit_learns(digits):
@@ -172,7 +179,7 @@ def test_folder_of_images_by_class(folder):
     assert found.labels == ["dark", "grey", "light"]
     assert found.held_out_split == "val"
     assert found.num_examples("train") == 12
-    batches = found.images("val", 16).batch(6)
+    batches = found.pixels("val", 16).batch(6)
     ((images, labels),) = batches.as_numpy_iterator()
     assert images.shape == (6, 16, 16, 3)
     np.testing.assert_allclose(
@@ -198,7 +205,7 @@ def test_unknown_splits_are_refused(digits, folder):
     with pytest.raises(
         ValueError, match="`split` must be .*train.*; got 'dev'"
     ):
-        digits.images("dev", 8)
+        digits.pixels("dev", 8)
     only = folder / "only"
     only.mkdir()
     (folder / "train").rename(only / "train")
@@ -206,3 +213,156 @@ def test_unknown_splits_are_refused(digits, folder):
         ValueError, match="images in one of the splits .*has train"
     ):
         _ = data.open_dataset(str(only)).held_out_split
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_an_epoch_goes_on_at_any_step(name, digits, request):
+    found, recipe = digits, dataclasses.replace(RECIPE, crop_padding=2)
+    if name == "folder":
+        found = data.open_dataset(str(request.getfixturevalue("folder")))
+        recipe = dataclasses.replace(recipe, batch_size=3)
+    images, labels = collect(data.training_batches(found, recipe, 1))
+    for step in (1, 3):
+        rest = data.training_batches(found, recipe, 1, first_step=step)
+        done = step * recipe.batch_size
+        more, same = collect(rest)
+        np.testing.assert_array_equal(more, images[done:])
+        np.testing.assert_array_equal(same, labels[done:])
+
+
+@pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
+def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
+    recipe = dataclasses.replace(RECIPE, crop_padding=2, flip=True)
+    images, _ = collect(data.training_batches(digits, recipe, 0))
+    shares = [
+        data.training_batches(
+            digits, recipe, 0, share=data.Share(replicas, pipelines, pipeline)
+        )
+        for pipeline in range(pipelines)
+    ]
+    parts = [[x for x, _, _ in s.as_numpy_iterator()] for s in shares]
+    each = replicas // pipelines  # batches a step from each pipeline
+    for step in range(14):
+        batch = images[100 * step : 100 * (step + 1)]
+        found = np.concatenate(
+            [x for p in parts for x in p[each * step : each * (step + 1)]]
+        )
+        assert len(found) == 100
+        assert {x.tobytes() for x in found} == {x.tobytes() for x in batch}
+
+
+@pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (3, 1), (4, 2)])
+def test_every_image_is_evaluated_once(replicas, pipelines, digits):
+    images, labels = collect(data.evaluation_batches(digits, "test", 8, 50))
+    shares = [
+        data.evaluation_batches(
+            digits,
+            "test",
+            8,
+            50,
+            share=data.Share(replicas, pipelines, pipeline),
+        )
+        for pipeline in range(pipelines)
+    ]
+    # As many batches for everyone, or some would wait for ever.
+    counts = {sum(1 for _ in share) for share in shares}
+    assert len(counts) == 1
+    assert counts.pop() * pipelines % replicas == 0
+    parts = [collect(share) for share in shares]
+    found = np.concatenate([x for x, _ in parts])
+    assert len(found) == 360
+    assert {x.tobytes() for x in found} == {x.tobytes() for x in images}
+    same = np.concatenate([y for _, y in parts])
+    np.testing.assert_array_equal(np.sort(same), np.sort(labels))
+
+
+def test_bad_images_are_named_and_left_out(folder):
+    bad_name = folder / "train" / "grey" / "1.png"
+    whole = bad_name.read_bytes()
+    bad_name.write_bytes(whole[: len(whole) // 2])
+    (folder / "val" / "dark" / "0.png").write_text("no image")
+    found = data.open_dataset(str(folder))
+    recipe = dataclasses.replace(RECIPE, batch_size=4)
+    bad = data.BadImages(skip=True)
+    images, labels = collect(data.training_batches(found, recipe, 0, bad=bad))
+    assert bad.names == [str(bad_name)]
+    assert np.bincount(labels).tolist() == [4, 3, 4]
+    assert np.ptp(images, axis=(1, 2, 3)).max() < 6  # none is half an image
+    bad.check()
+    # The others are where they would have been.
+    bad_name.write_bytes(whole)
+    all_images, _ = collect(data.training_batches(found, recipe, 0))
+    kept = [
+        x.tobytes()
+        for x in all_images
+        if x.tobytes() in {y.tobytes() for y in images}
+    ]
+    assert [x.tobytes() for x in images] == kept
+
+    bad = data.BadImages()
+    _, labels = collect(data.evaluation_batches(found, "val", 8, 4, bad=bad))
+    assert len(labels) == 5
+    with pytest.raises(ValueError, match="cannot decode .*val/dark/0.png"):
+        bad.check()
+
+
+def test_modern_augmentation_of_photographs(tmp_path):
+    """JPEG and PNG, larger than the network's input, all changes at once."""
+    photos = load_sample_images().images
+    for split in ("train", "val"):
+        for name, photo in zip(("china", "flower"), photos, strict=True):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(4):
+                file = place / f"{i}.{('jpg', 'png')[i % 2]}"
+                Image.fromarray(photo).save(file)
+    recipe = dataclasses.replace(
+        RECIPES["imagenet_modern"],
+        dataset=str(tmp_path),
+        image_size=64,
+        batch_size=4,
+        color_jitter=0.4,
+        lighting=0.1,
+    )
+    found = data.open_dataset(str(tmp_path))
+    bad = data.BadImages()
+    one, again, other = (
+        list(
+            data.training_batches(
+                found, recipe, epoch, bad=bad
+            ).as_numpy_iterator()
+        )
+        for epoch in (0, 0, 1)
+    )
+    assert not bad.names
+    for batch, same in zip(one, again, strict=True):
+        for values, equal in zip(batch, same, strict=True):
+            np.testing.assert_array_equal(values, equal)
+    images, labels, weights = one[0]
+    assert images.shape == (4, 64, 64, 3)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(labels.sum(1), 1, atol=1e-5)
+    assert np.isfinite(images).all()
+    assert np.all(weights == 1)
+    assert np.any(images != other[0][0])
+
+
+def test_windows_of_jpegs_are_windows_of_the_image(tmp_path):
+    """Decoding a part, against decoding all and cutting."""
+    photo = load_sample_images().images[0]
+    Image.fromarray(photo).save(tmp_path / "x.jpg")
+    encoded = tf.io.read_file(str(tmp_path / "x.jpg"))
+    whole = data.decode(encoded).numpy()
+    for i in range(5):
+        seed = tf.constant([i, 0])
+        top, left, height, width = augment.random_window(
+            whole.shape, 0.08, seed
+        ).numpy()
+        part = data._decode_window(encoded, 0.08, seed).numpy()
+        expected = whole[top : top + height, left : left + width]
+        # At the edges, colours are interpolated from one side only.
+        inner = slice(2, -2)
+        np.testing.assert_array_equal(
+            part[inner, inner], expected[inner, inner]
+        )
+        assert np.mean(part != expected) < 0.01

@@ -1,9 +1,11 @@
 """Recipes: arithmetic, overrides, and what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
+from keras_resnext.training.recipe import RECIPES
 from keras_resnext.training.recipe import Recipe
 
 
@@ -39,6 +41,12 @@ def test_overrides_take_the_type_of_the_field():
         ("dataset=", "`dataset` must be a name or a folder"),
         (f"seed={2**40}", "`seed` must be less than 2"),
         ("weight_decay=-1", "`weight_decay` must be 0 or above"),
+        ("drop_epochs=30", "`drop_epochs` must be rising .* else empty"),
+        ("drop_epochs=a", "`drop_epochs` must be whole numbers with commas"),
+        ("schedule=linear", "`schedule` must be one of cosine, step"),
+        ("accumulate=5", "`accumulate` must be a divisor of `batch_size`"),
+        ("random_erasing=2", r"`random_erasing` must be in \[0, 1\]"),
+        ("eval_crop=0", "`eval_crop` must be above 0"),
         ("warmup_epochs=10", "`warmup_epochs` must be .* less than `epochs`"),
     ],
 )
@@ -54,3 +62,17 @@ def test_wrong_types_are_refused():
         Recipe(epochs=3.0)
     with pytest.raises(ValueError, match="`flip` must be of type bool; got 1"):
         Recipe(flip=1)
+
+
+def test_recipes_are_saved_and_read():
+    for recipe in RECIPES.values():
+        text = json.dumps(dataclasses.asdict(recipe))
+        assert Recipe(**json.loads(text)) == recipe
+
+
+def test_rates_are_those_of_the_papers():
+    """Learning rates as their authors give them, for their batches."""
+    rates = {name: recipe.peak_lr for name, recipe in RECIPES.items()}
+    assert rates["imagenet_paper"] == pytest.approx(0.1)  # 256 images
+    assert rates["imagenet_modern"] == pytest.approx(0.5)  # 1024
+    assert rates["cifar_paper"] == pytest.approx(0.1)  # 128
