@@ -32,6 +32,7 @@ peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 bench: $(VENV)/peers.installed  ## Time this package and its peers, an hour
 	$(BIN)/python -m benchmarks compare
 	$(BIN)/python -m benchmarks growth
+	$(BIN)/python -m benchmarks loading
 
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .

@@ -91,6 +91,15 @@ def growth(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
 
 
 @app.command()
+def loading(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+    """Time reading images, and training's loop; a few minutes."""
+    from benchmarks.loading import measure_loading
+
+    results = measure_loading(Job("", threads=threads), log=console.print)
+    _write(folder / "loading.json", {"about": _about(threads), **results})
+
+
+@app.command()
 def show(
     folder: FolderOption = report.FOLDER,
     readme: Annotated[

@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks import loading
+
 LEARNING_RATE = 0.001
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
@@ -291,12 +293,19 @@ def torch(
     return step
 
 
-def _torch_network(job, library):
-    # torchvision, which timm imports too, has no wheel for torch's CPU build;
-    # its networks run there without this module, which describes compiled
-    # operators.
+def import_torchvision():
+    """torchvision, which timm imports too, beside torch's CPU build."""
+    # It has no wheel for that; its Python parts run without this module,
+    # which describes compiled operators.
     name = "torchvision._meta_registrations"
     sys.modules[name] = types.ModuleType(name)
+    import torchvision
+
+    return torchvision
+
+
+def _torch_network(job, library):
+    import_torchvision()
     if library == "timm":
         from timm.models.resnet import Bottleneck
         from timm.models.resnet import ResNet
@@ -420,4 +429,7 @@ SUBJECTS = {
     "ONNX Runtime": Subject(onnxruntime, ("onnxruntime",)),
     "LiteRT": Subject(litert, ("ai_edge_litert.interpreter",)),
     "OpenVINO": Subject(openvino, ("openvino",)),
+    "keras_resnext images": Subject(loading.our_images, ("tensorflow",)),
+    "torchvision images": Subject(loading.their_images, ("torch",)),
+    "keras_resnext loop": Subject(loading.our_loop, ("tensorflow", "keras")),
 }

@@ -103,7 +103,9 @@ def test_erased_rectangles():
     erase = tf.function(lambda seed: augment.erase(image, 0.3, seed))
     areas, ratios = [], []
     for seed in seeds:
-        gone = erase(seed).numpy()[..., 0] == 0
+        erased = erase(seed).numpy()
+        gone = erased[..., 0] != 1
+        assert np.all(erased[gone] == (124, 116, 104))
         if gone.any():
             rows, columns = gone.any(1).sum(), gone.any(0).sum()
             assert gone.sum() == rows * columns  # one rectangle

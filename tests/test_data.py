@@ -287,7 +287,8 @@ def test_bad_images_are_named_and_left_out(folder):
     images, labels = collect(data.training_batches(found, recipe, 0, bad=bad))
     assert bad.names == [str(bad_name)]
     assert np.bincount(labels).tolist() == [4, 3, 4]
-    assert np.ptp(images, axis=(1, 2, 3)).max() < 6  # none is half an image
+    # Flat colours: none is half an image.
+    assert np.ptp(images.astype(int), axis=(1, 2)).max() == 0
     bad.check()
     # The others are where they would have been.
     bad_name.write_bytes(whole)
@@ -340,9 +341,10 @@ def test_modern_augmentation_of_photographs(tmp_path):
             np.testing.assert_array_equal(values, equal)
     images, labels, weights = one[0]
     assert images.shape == (4, 64, 64, 3)
-    assert images.dtype == np.float32
+    assert images.dtype == np.float32  # mixed
     np.testing.assert_allclose(labels.sum(1), 1, atol=1e-5)
-    assert np.isfinite(images).all()
+    assert images.min() >= 0
+    assert images.max() <= 255
     assert np.all(weights == 1)
     assert np.any(images != other[0][0])
 

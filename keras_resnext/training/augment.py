@@ -1,7 +1,7 @@
 """Random changes to training images, each a function of image and seed.
 
-Images are float32 pixels in [0, 255]. A seed is a tensor of two integers; the
-same seed, the same change.
+Images are pixels in [0, 255], float32 except where it does not matter. A seed
+is a tensor of two integers; the same seed, the same change.
 """
 
 import functools
@@ -13,6 +13,7 @@ import tensorflow as tf
 # Of red, green and blue in what people see as brightness (ITU-R 601), as
 # Pillow has them.
 _GRAY = (0.299, 0.587, 0.114)
+_MEAN = (124, 116, 104)  # of ImageNet's pixels, in whole numbers
 # Eigenvalues and eigenvectors of ImageNet's pixels, of values in [0, 1]:
 # Krizhevsky et al. 2012, section 4.1, as fb.resnet.torch has the numbers.
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -159,12 +160,10 @@ def lighting(image, deviation, seed):
 
 
 def erase(image, probability, seed):
-    """Set a rectangle of an image to zero, with some probability.
-
-    Zero is ImageNet's mean colour, so that it comes after normalisation.
+    """Fill a rectangle of an image with ImageNet's mean colour, or do not.
 
     Args:
-        image: Tensor `(height, width, channels)`, normalised.
+        image: Tensor `(height, width, 3)`.
         probability: Of there being a rectangle.
         seed: Tensor of two integers.
 
@@ -204,7 +203,7 @@ def erase(image, probability, seed):
     inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
     happens = tf.random.stateless_uniform((), chance) < probability
     inside &= happens & tf.reduce_any(fits)
-    return tf.where(inside[..., None], tf.zeros_like(image), image)
+    return tf.where(inside[..., None], tf.cast(_MEAN, image.dtype), image)
 
 
 class _Seeds(keras.random.SeedGenerator):

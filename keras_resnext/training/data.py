@@ -21,6 +21,7 @@ HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
 _SHUFFLE_BUFFER = 4096  # images
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
 _MIX = -1  # no image's number
+_NO_LABEL = -1  # of what only fills the last batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,40 +238,49 @@ class BadImages:
                 f"{', '.join(self.names[:5])}."
             )
 
-    def guard(self, examples, load, fallback):
-        """Map `load`, whose errors become `fallback` with a weight of 0.
+    def guard(self, examples, load, nothing, batch_size):
+        """Map `load` and batch; where it fails, `nothing` stands instead.
 
         Args:
-            examples: A `tf.data.Dataset` of tuples that begin with a name.
+            examples: A `tf.data.Dataset` of tuples that begin with a name,
+                a multiple of `batch_size`.
             load: A function of such a tuple's parts to a tuple.
-            fallback: What stands for it where that fails.
+            nothing: What stands for it where that fails.
+            batch_size: Examples in a batch.
 
         Returns:
-            A `tf.data.Dataset` of what `load` returns, in order, with a
-            weight at the end: float32, 0 where it failed, else 1.
+            A `tf.data.Dataset` of batches of what `load` returns, in order,
+            with weights at the end: float32, 0 where it failed, else 1.
         """
 
         def note(name):
             self._names[name.decode()] = True
             return np.float32(0)
 
-        def one(*example):
-            this = tf.data.Dataset.from_tensors(example)
-            good = this.map(lambda *parts: (*load(*parts), 1.0))
-            bad = this.map(
-                lambda name, *_: (
-                    *fallback,
-                    tf.ensure_shape(
-                        tf.numpy_function(note, [name], tf.float32), ()
-                    ),
-                )
-            )
-            # Whatever is wrong with an image becomes known by decoding it.
-            return good.ignore_errors().concatenate(bad).take(1)
+        def weighed(*example):
+            return *load(*example), 1.0
 
-        parallel = 2 * (os.cpu_count() or 1)
-        return examples.interleave(
-            one, cycle_length=parallel, num_parallel_calls=parallel
+        def noted(name, *_):
+            weight = tf.numpy_function(note, [name], tf.float32)
+            return *nothing, tf.ensure_shape(weight, ())
+
+        def careful(*example):
+            this = tf.data.Dataset.from_tensors(example)
+            good = this.map(weighed).ignore_errors()
+            return good.concatenate(this.map(noted)).take(1)
+
+        def one_batch(*batch):
+            each = tf.data.Dataset.from_tensor_slices(batch)
+            # What is wrong with an image becomes known by decoding it; only
+            # a batch that has such images is loaded one by one.
+            fast = each.map(weighed, num_parallel_calls=tf.data.AUTOTUNE)
+            fast = fast.batch(batch_size, drop_remainder=True).ignore_errors()
+            slow = each.flat_map(careful).batch(batch_size, drop_remainder=True)
+            return fast.concatenate(slow).take(1)
+
+        batches = examples.batch(batch_size, drop_remainder=True)
+        return batches.interleave(
+            one_batch, cycle_length=2, num_parallel_calls=2
         )
 
 
@@ -404,7 +414,7 @@ def training_batches(
     first_step: int = 0,
     share: Share = WHOLE,
 ) -> tf.data.Dataset:
-    """An epoch of shuffled, augmented batches for the network.
+    """An epoch of shuffled, augmented batches of pixels.
 
     Every random change to an image follows from `recipe.seed` and the
     image's place in training, whichever share it is in; only mixup and CutMix
@@ -421,9 +431,10 @@ def training_batches(
         share: Which part of each batch this pipeline reads. Defaults to all.
 
     Returns:
-        A `tf.data.Dataset` of preprocessed images, float32 `(batch,
-        image_size, image_size, 3)`, probabilities, float32 `(batch,
-        classes)`, and weights, float32 `(batch,)`; `batch` is a replica's.
+        A `tf.data.Dataset` of RGB pixels in [0, 255], `(batch, image_size,
+        image_size, 3)`, uint8, or float32 with mixup or CutMix;
+        probabilities, float32 `(batch, classes)`; and weights, float32
+        `(batch,)`. `batch` is a replica's.
     """
     size, classes = recipe.image_size, len(data.labels)
     steps = data.num_examples("train") // recipe.batch_size
@@ -444,13 +455,9 @@ def training_batches(
         .take((steps - first_step) * recipe.batch_size)
         .shard(share.pipelines, share.pipeline)
     )
-    nothing = tf.zeros((size, size, 3)), tf.zeros(classes)
+    nothing = tf.zeros((size, size, 3), tf.uint8), tf.zeros(classes)
     local_size = recipe.batch_size // share.replicas
-    batches = (
-        (bad or BadImages())
-        .guard(examples, load, nothing)
-        .batch(local_size, drop_remainder=True)
-    )
+    batches = (bad or BadImages()).guard(examples, load, nothing, local_size)
     if recipe.mixup or recipe.cutmix:
         mix = augment.make_mix(recipe.mixup, recipe.cutmix)
         first = ((epoch * steps + first_step) * share.replicas) + share.pipeline
@@ -460,6 +467,7 @@ def training_batches(
             seed = tf.random.experimental.stateless_fold_in(
                 tf.constant([recipe.seed, _MIX], tf.int64), number
             )
+            images = tf.cast(images, tf.float32)
             return *mix(images, labels, seed), weights
 
         numbers = tf.data.Dataset.counter(first, share.pipelines)
@@ -470,35 +478,48 @@ def training_batches(
 
 
 def _augmented(encoded, recipe, seed):
-    """One image of a training batch."""
+    """One image of a training batch, uint8."""
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 7))
     size = recipe.image_size
     if recipe.crop_area:
-        image = tf.image.resize(
-            _decode_window(encoded, recipe.crop_area, seeds[0]),
-            (size, size),
-            recipe.interpolation,
-            antialias=True,
-        )
-        # Bicubic overshoots.
-        image = tf.clip_by_value(image, 0, 255)
+        window = _decode_window(encoded, recipe.crop_area, seeds[0])
+        image = _resize(window, size, recipe.interpolation)
     else:
         image = resize_and_crop(decode(encoded), size)
     image = tf.ensure_shape(image, (size, size, 3))
     if recipe.crop_padding:
         image = augment.pad_and_crop(image, recipe.crop_padding, seeds[1])
-    if recipe.flip:
-        image = augment.flip(image, seeds[2])
     if recipe.trivial_augment:
         image = augment.trivial_augment(image, seeds[3])
     if recipe.color_jitter:
         image = augment.color_jitter(image, recipe.color_jitter, seeds[4])
     if recipe.lighting:
         image = augment.lighting(image, recipe.lighting, seeds[5])
-    image = preprocess_input(image)
+    # A quarter of the memory to move, here and to an accelerator.
+    image = tf.saturate_cast(tf.round(image), tf.uint8)
+    if recipe.flip:
+        image = augment.flip(image, seeds[2])
     if recipe.random_erasing:
         image = augment.erase(image, recipe.random_erasing, seeds[6])
     return tf.ensure_shape(image, (size, size, 3))
+
+
+def _resize(image, size, interpolation):
+    """Antialiased where pixels would be passed over, at half size and less.
+
+    Above that, antialiasing takes longer than decoding does.
+    """
+
+    def resize(antialias):
+        return tf.image.resize(
+            image, (size, size), interpolation, antialias=antialias
+        )
+
+    return tf.cond(
+        tf.reduce_max(tf.shape(image)[:2]) >= 2 * size,
+        lambda: resize(True),
+        lambda: resize(False),
+    )
 
 
 def evaluation_batches(
@@ -537,29 +558,40 @@ def evaluation_batches(
     shape = (image_size, image_size, 3)
 
     def load(name, encoded, label):
+        image = tf.cond(
+            label == _NO_LABEL, lambda: nothing[0], lambda: shown(encoded)
+        )
+        return image, label
+
+    def shown(encoded):
         image = decode(encoded)
         if transform is None:
             image = resize_and_crop(image, image_size, crop=crop)
-            return preprocess_input(image), label
+            return preprocess_input(image)
         image = tf.numpy_function(
             transform, [image], tf.float32, stateful=False
         )
-        return tf.ensure_shape(image, shape), label
+        return tf.ensure_shape(image, shape)
+
+    def unpadded(images, labels, weights):
+        there = labels != _NO_LABEL
+        weights *= tf.cast(there, tf.float32)
+        return images, tf.where(there, labels, 0), weights
 
     nothing = tf.zeros(shape), tf.constant(0, tf.int64)
-    examples = data.encoded(split).shard(share.pipelines, share.pipeline)
-    images = (bad or BadImages()).guard(examples, load, nothing)
     local_size = -(-batch_size // share.replicas)
     steps = -(-data.num_examples(split) // (local_size * share.replicas))
     # All replicas take as many steps, or some would wait for ever.
-    padding = tf.data.Dataset.from_tensors((*nothing, 0.0)).repeat()
-    filled = steps * local_size * share.replicas // share.pipelines
-    return (
-        images.concatenate(padding)
-        .take(filled)
-        .batch(local_size)
-        .prefetch(tf.data.AUTOTUNE)
+    none = tf.constant(_NO_LABEL, tf.int64)
+    padding = tf.data.Dataset.from_tensors(("", "", none)).repeat()
+    examples = (
+        data.encoded(split)
+        .shard(share.pipelines, share.pipeline)
+        .concatenate(padding)
+        .take(steps * local_size * share.replicas // share.pipelines)
     )
+    batches = (bad or BadImages()).guard(examples, load, nothing, local_size)
+    return batches.map(unpadded).prefetch(tf.data.AUTOTUNE)
 
 
 def _check_classes(data, name):

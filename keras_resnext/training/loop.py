@@ -17,6 +17,7 @@ from keras_resnext.extras import require
 from keras_resnext.files import staged
 from keras_resnext.preprocessing import check_classifier
 from keras_resnext.preprocessing import image_size
+from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.resnext import build
 from keras_resnext.training import plots
 from keras_resnext.training import step as steps
@@ -373,6 +374,7 @@ class _Training:
             model,
             self.optimizer,
             recipe,
+            prepare=preprocess_input,
             time_input=not deterministic,
         )
         self.evaluation_steps = steps.make_evaluation_steps(strategy, model)

@@ -14,7 +14,13 @@ LOSS, CORRECT, IMAGES, WAITED, STOPS = range(5)
 
 
 def make_train_steps(
-    strategy, model, optimizer, recipe: Recipe, *, time_input: bool = True
+    strategy,
+    model,
+    optimizer,
+    recipe: Recipe,
+    *,
+    prepare=lambda images: images,
+    time_input: bool = True,
 ):
     """Build what trains for some steps without coming back to Python.
 
@@ -24,6 +30,8 @@ def make_train_steps(
         model: A `keras.Model` that ends in class probabilities.
         optimizer: A built Keras optimizer.
         recipe: A `Recipe`.
+        prepare: What makes the model's input of a batch's images, float32,
+            such as `preprocess_input`. Defaults to taking them as they are.
         time_input: Whether to measure how long steps wait for images, which
             TensorFlow refuses when operations must be deterministic. Defaults
             to `True`.
@@ -36,7 +44,9 @@ def make_train_steps(
         many were classified right, their weights, the seconds that this
         worker waited for them, and the wishes to stop.
     """
-    replica_step = _make_replica_step(strategy, model, optimizer, recipe)
+    replica_step = _make_replica_step(
+        strategy, model, optimizer, recipe, prepare
+    )
 
     def now():
         return tf.timestamp() if time_input else tf.zeros((), tf.float64)
@@ -90,7 +100,7 @@ def _repeated(step):
     return some
 
 
-def _make_replica_step(strategy, model, optimizer, recipe):
+def _make_replica_step(strategy, model, optimizer, recipe, prepare):
     variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -98,7 +108,8 @@ def _make_replica_step(strategy, model, optimizer, recipe):
 
     def differentiate(images, targets, weights):
         with tf.GradientTape() as tape:
-            probabilities = model(images, training=True)
+            inputs = prepare(tf.cast(images, tf.float32))
+            probabilities = model(inputs, training=True)
             losses = keras.losses.categorical_crossentropy(
                 targets,
                 probabilities,
