@@ -112,6 +112,7 @@ def test_evaluation_counts_every_image_and_agrees_with_keras(run, folder):
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     batches = evaluation_batches(open_dataset(str(folder)), "test", 8, 15)
     batches = batches.map(lambda images, labels, weights: (images, labels))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(1))
     loss, accuracy = model.evaluate(batches, verbose=0)
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.accuracy == pytest.approx(accuracy)
