@@ -66,6 +66,9 @@ WeightsOption = Annotated[
         help="Published weights: imagenet, or a tag of `list --weights`."
     ),
 ]
+BadImageOption = Annotated[
+    str, typer.Option(help="error, or skip images that cannot be decoded.")
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Where TensorFlow Datasets keeps its data sets."),
@@ -224,10 +227,7 @@ def train(
     keep: Annotated[
         int, typer.Option(min=1, help="Newest checkpoints to keep.")
     ] = 2,
-    on_bad_image: Annotated[
-        str,
-        typer.Option(help="error, or skip images that cannot be decoded."),
-    ] = "error",
+    on_bad_image: BadImageOption = "error",
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -323,6 +323,7 @@ def evaluate(
         float | None,
         typer.Option(help="Accuracy below which the exit status is 1."),
     ] = None,
+    on_bad_image: BadImageOption = "error",
     data_dir: DataDirOption = None,
 ):
     """Classify every image of a split and count."""
@@ -357,6 +358,7 @@ def evaluate(
         batch_size=batch_size,
         data_dir=data_dir,
         crop=_crop_of(run),
+        on_bad_image=on_bad_image,
     )
     console.print(
         f"{dataset}, split {result.split}: all {result.examples} images seen, "

@@ -378,28 +378,60 @@ def test_learning_rate_falls_in_steps():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_weight_decay_spares_batch_norm_and_biases(decay_all, optimizer):
+def test_weight_decay_is_pytorchs(decay_all, optimizer):
+    """Three steps, from the same weights and gradients; and who is spared."""
+    torch = pytest.importorskip("torch", reason="`make peers` installs it")
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
     x = keras.layers.Dense(3)(inputs)
     model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
-    model.set_weights([w + 1 for w in model.get_weights()])
-    before = {v.path: v.numpy() for v in model.trainable_variables}
     recipe = Recipe(
         optimizer=optimizer,
+        base_lr=0.8,
+        epochs=100,
         weight_decay=0.1,
         decay_all=decay_all,
         warmup_epochs=0.0,
+        schedule="step",
+        drop_epochs=(99,),
         momentum=0.9,
     )
-    optimizer = make_optimizer(recipe, 1, model.trainable_variables)
-    zeros = [tf.zeros(v.shape) for v in model.trainable_variables]
-    optimizer.apply(zeros, model.trainable_variables)
-    for variable in model.trainable_variables:
-        decays = decay_all or "kernel" in variable.path
-        shrink = 1 - recipe.peak_lr * 0.1 if decays else 1
+    variables = model.trainable_variables
+    theirs = [torch.tensor(v.numpy() + 1) for v in variables]
+    groups = [
+        {
+            "params": [tensor],
+            "weight_decay": 0.1
+            if decay_all or "kernel" in variable.path
+            else 0.0,
+        }
+        for variable, tensor in zip(variables, theirs, strict=True)
+    ]
+    if optimizer == "sgd":
+        reference = torch.optim.SGD(
+            groups, recipe.peak_lr, momentum=0.9, nesterov=True
+        )
+    else:
+        reference = torch.optim.AdamW(groups, recipe.peak_lr, eps=1e-7)
+    for variable in variables:
+        variable.assign(variable.numpy() + 1)
+    ours = make_optimizer(recipe, 1, variables)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        gradients = [
+            rng.normal(size=v.shape).astype("float32") for v in variables
+        ]
+        for tensor, gradient in zip(theirs, gradients, strict=True):
+            tensor.grad = torch.from_numpy(gradient)
+        reference.step()
+        ours.apply([tf.constant(g) for g in gradients], variables)
+    # Keras adds AdamW's epsilon, 1e-7, before it corrects the second moment
+    # for its start, which makes it 1 / sqrt(1 - 0.999) as large: 3e-6 of a
+    # gradient of 1, 3e-5 of one of 0.1, of three updates of 0.1.
+    atol = 1e-5 if recipe.optimizer == "adamw" else 1e-6
+    for variable, tensor in zip(variables, theirs, strict=True):
         np.testing.assert_allclose(
-            variable.numpy(), shrink * before[variable.path], rtol=1e-6
+            variable.numpy(), tensor.numpy(), rtol=1e-5, atol=atol
         )
 
 
@@ -528,6 +560,44 @@ def test_images_that_cannot_be_decoded(recipe, folder, tmp_path):
         evaluate(run.load_model(), str(copy))
     result = evaluate(run.load_model(), str(copy), on_bad_image="skip")
     assert result.examples == 14
+
+
+def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path):
+    """Where the last step of an epoch breaks them, its loss says nothing."""
+
+    def spoil(progress):
+        if progress.step == 6:
+            spoiled.trainable_variables[0].assign(
+                np.full(spoiled.trainable_variables[0].shape, np.nan)
+            )
+
+    original = loop._build_model
+
+    def build(*arguments):
+        nonlocal spoiled
+        spoiled = original(*arguments)
+        return spoiled
+
+    spoiled = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_build_model", build)
+        with pytest.raises(RuntimeError, match="not finite after step 6"):
+            train(recipe, tmp_path / "x", on_step=spoil)
+    names = [p.name for p in (tmp_path / "x" / "checkpoints").glob("*.index")]
+    assert names == ["step-3.index"]
+
+
+def test_a_class_without_held_out_images(recipe, folder, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "test" / "40")
+    run = train(
+        dataclasses.replace(
+            recipe, dataset=str(copy), epochs=1, warmup_epochs=0.0
+        ),
+        tmp_path / "x",
+    )
+    assert evaluate(run.load_model(), str(copy)).examples == 10
 
 
 def test_a_full_disk_loses_nothing(recipe, tmp_path):

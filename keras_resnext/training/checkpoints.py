@@ -57,7 +57,9 @@ class Checkpoints:
             raise OSError(
                 f"{self._prefix(step)} cannot be written: {reason}"
             ) from error
-        for old in self.steps[self.keep :]:
+        # Newer ones are damaged: they were passed over.
+        known = [other for other in self.steps if other <= step]
+        for old in known[self.keep :]:
             self._remove(old)
 
     def restore(self) -> int | None:

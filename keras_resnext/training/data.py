@@ -166,7 +166,7 @@ class ImageData:
         found = [
             (str(path), label)
             for label, name in enumerate(self.labels)
-            for path in sorted(pathlib.Path(self.folder, split, name).iterdir())
+            for path in sorted(pathlib.Path(self.folder, split, name).glob("*"))
             if path.suffix.lower() in _SUFFIXES
         ]
         expected = self.num_examples(split)
@@ -511,9 +511,10 @@ def _resize(image, size, interpolation):
     """
 
     def resize(antialias):
-        return tf.image.resize(
+        resized = tf.image.resize(
             image, (size, size), interpolation, antialias=antialias
         )
+        return tf.clip_by_value(resized, 0, 255)  # bicubic overshoots
 
     return tf.cond(
         tf.reduce_max(tf.shape(image)[:2]) >= 2 * size,
@@ -552,8 +553,9 @@ def evaluation_batches(
 
     Returns:
         A `tf.data.Dataset` of preprocessed images, float32 `(batch,
-        image_size, image_size, 3)`, labels, int64 `(batch,)`, and weights,
-        float32 `(batch,)`: 0 for images that only fill the last batch.
+        image_size, image_size, 3)`, labels, int64 `(batch,)`, below 0 for
+        what only fills the last batch, and weights, float32 `(batch,)`, 0 for
+        that too.
     """
     shape = (image_size, image_size, 3)
 
@@ -574,9 +576,8 @@ def evaluation_batches(
         return tf.ensure_shape(image, shape)
 
     def unpadded(images, labels, weights):
-        there = labels != _NO_LABEL
-        weights *= tf.cast(there, tf.float32)
-        return images, tf.where(there, labels, 0), weights
+        weights *= tf.cast(labels != _NO_LABEL, tf.float32)
+        return images, labels, weights
 
     nothing = tf.zeros(shape), tf.constant(0, tf.int64)
     local_size = -(-batch_size // share.replicas)

@@ -395,6 +395,7 @@ class _Training:
             int(self.step) // self.steps_per_epoch, self.recipe.epochs
         ):
             progress = self._run_epoch(epoch, **options)
+            self._check_finite(progress.step)
             with self._averaged_weights():
                 loss, accuracy = self._evaluate(options["steps_per_call"])
                 self._keep_model(accuracy)
@@ -517,19 +518,29 @@ class _Training:
         )
         expected = self.data.num_examples(split)
         left = -(-expected // batch_size)
-        totals = np.zeros(3)
+        totals = np.zeros(4)
         while left:
             count = min(steps_per_call, left)
             totals += self.evaluation_steps(batches, count).numpy()
             left -= count
             self.bad.check()
-        loss, correct, images = totals
-        if images != expected and not self.bad.names:
+        loss, correct, images, seen = totals
+        if seen != expected:
             raise RuntimeError(
                 f"Expected the {expected} images of the split {split}; saw "
-                f"{images:.0f}."
+                f"{seen:.0f}."
             )
         return loss / images, correct / images
+
+    def _check_finite(self, step):
+        """A loss tells of the weights before its step, not after."""
+        for variable in self.model.variables:
+            if not tf.reduce_all(tf.math.is_finite(variable.value)):
+                raise RuntimeError(
+                    f"{variable.path} is not finite after step {step}; a "
+                    f"lower base_lr may help. {self.run.path} keeps the last "
+                    "checkpoint."
+                )
 
     def _keep_model(self, accuracy):
         """Write the model if it is the best so far."""
@@ -584,6 +595,7 @@ class _Training:
         return float(self.optimizer.learning_rate)
 
     def _save(self):
+        self._check_finite(int(self.step))
         self.share_statistics()
         if self.writes:
             self.checkpoints.save(int(self.step))
@@ -649,7 +661,7 @@ def evaluate(
     found = []
     for images, labels, weights in batches:
         bad.check()
-        judged = (labels, *classify(images, labels))
+        judged = (labels, *classify(images, tf.maximum(labels, 0)))
         counts = weights.numpy() > 0
         found.append([values.numpy()[counts] for values in judged])
     labels, losses, predictions, in_top5 = map(

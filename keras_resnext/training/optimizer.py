@@ -70,7 +70,22 @@ class SGD(keras.optimizers.SGD):
 
 
 class RatedSGD(_Rates, SGD):
-    pass
+    """SGD whose weight decay is part of the gradient.
+
+    As in the paper's code and in PyTorch: it goes through the momentum, which
+    makes it 1 / (1 - momentum) times as strong as Keras' decay, which is
+    taken off the weights themselves.
+    """
+
+    def __init__(self, *, gradient_decay, **arguments):
+        super().__init__(**arguments)
+        self.gradient_decay = gradient_decay
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move one `tf.Variable` along its gradient."""
+        if self.gradient_decay and self._use_weight_decay(variable):
+            gradient += self.gradient_decay * tf.cast(variable, gradient.dtype)
+        super().update_step(gradient, variable, learning_rate)
 
 
 class RatedAdamW(_Rates, keras.optimizers.AdamW):
@@ -102,7 +117,6 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
             drop_steps=[e * steps_per_epoch for e in recipe.drop_epochs],
             drop_factor=recipe.drop_factor,
         ),
-        "weight_decay": recipe.weight_decay,
         "use_ema": recipe.ema_decay > 0,
         "ema_momentum": recipe.ema_decay,
     }
@@ -110,10 +124,15 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
         optimizer = RatedSGD(
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
+            gradient_decay=recipe.weight_decay,
             **arguments,
         )
     else:
-        optimizer = RatedAdamW(beta_1=recipe.momentum, **arguments)
+        optimizer = RatedAdamW(
+            beta_1=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            **arguments,
+        )
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
     if recipe.head_lr_factor != 1:

@@ -54,12 +54,15 @@ class Recipe:
         drop_factor: What it is multiplied by then.
         momentum: Of SGD; of AdamW's first moment (beta 1).
         nesterov: Whether SGD's momentum is Nesterov's.
-        weight_decay: Decay of kernels, times the learning rate.
+        weight_decay: Decay of kernels: with SGD a part of the gradient, as
+            the paper's code and PyTorch have it; with AdamW taken off the
+            weights, times the learning rate.
         decay_all: Whether biases and batch norm decay too, as in the paper.
         clip_norm: Largest norm of all gradients together, after they are
             summed over replicas; 0 for no limit.
         ema_decay: Share that the moving average of the weights keeps at each
-            step; it is what is evaluated and saved. 0 for none.
+            step; it is what is evaluated and saved, with batch norm's own
+            moving statistics. 0 for none.
         label_smoothing: Probability spread evenly over all classes.
         precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"`,
             whose loss is scaled.

@@ -238,21 +238,21 @@ def make_evaluation_steps(strategy, model):
     Returns:
         A function of a distributed iterator over images, labels and weights
         (`data.evaluation_batches`) and a number of steps. It returns sums
-        over steps and replicas, float64 `(3,)`: losses, images classified
-        right, and weights.
+        over steps and replicas, float64 `(4,)`: losses, images classified
+        right, weights, and images, with those that could not be decoded.
     """
     classify = make_classify(model)
 
     def replica_step(images, labels, weights):
-        losses, predictions, _ = classify(images, labels)
+        there = tf.cast(labels >= 0, tf.float32)  # others fill the batch
+        losses, predictions, _ = classify(images, tf.maximum(labels, 0))
         right = tf.cast(predictions == labels, tf.float32)
-        return tuple(
-            tf.reduce_sum(weights * values)
-            for values in (
-                tf.cast(losses, tf.float32),
-                right,
-                tf.ones_like(weights),
-            )
+        losses = tf.cast(losses, tf.float32)
+        return (
+            tf.reduce_sum(weights * losses),
+            tf.reduce_sum(weights * right),
+            tf.reduce_sum(weights),
+            tf.reduce_sum(there),
         )
 
     def evaluation_step(iterator, done):

@@ -155,10 +155,15 @@ class Run:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))
 
     def write_bad_images(self, names: list[str]) -> None:
-        """Write down which images were left out, if any."""
-        if names:
-            with staged(self.bad_images, overwrite=True) as new:
-                new.write_text("".join(f"{name}\n" for name in names))
+        """Write down which images were left out, beside those of before."""
+        if not names:
+            return
+        before = []
+        if self.bad_images.exists():
+            before = self.bad_images.read_text().splitlines()
+        names = dict.fromkeys([*before, *names])
+        with staged(self.bad_images, overwrite=True) as new:
+            new.write_text("".join(f"{name}\n" for name in names))
 
     def _read(self, path):
         if not path.exists():
