@@ -1,5 +1,6 @@
 """Labelled images as batches: TensorFlow Datasets, or a folder by class."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -138,14 +139,15 @@ class ImageData:
             ).map(lambda name, label: (name, tf.io.read_file(name), label))
         options = tf.data.Options()
         options.deterministic = True
-        examples = self.builder.as_dataset(
-            split=split,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            shuffle_files=shuffle_seed is not None,
-            read_config=tfds.ReadConfig(
-                shuffle_seed=shuffle_seed, options=options, add_tfds_id=True
-            ),
-        )
+        with _without_warnings():  # `add_tfds_id` calls what TensorFlow renamed
+            examples = self.builder.as_dataset(
+                split=split,
+                decoders={"image": tfds.decode.SkipDecoding()},
+                shuffle_files=shuffle_seed is not None,
+                read_config=tfds.ReadConfig(
+                    shuffle_seed=shuffle_seed, options=options, add_tfds_id=True
+                ),
+            )
         if shuffle_seed is not None:
             # Encoded images take a small part of the memory of pixels.
             examples = examples.shuffle(
@@ -593,6 +595,18 @@ def evaluation_batches(
     )
     batches = (bad or BadImages()).guard(examples, load, nothing, local_size)
     return batches.map(unpadded).prefetch(tf.data.AUTOTUNE)
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Keep TensorFlow's own to itself."""
+    logger = tf.get_logger()
+    before = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_classes(data, name):

@@ -87,7 +87,7 @@ class Evaluation:
     Example:
 
     >>> evaluate(model, "digits").accuracy
-    0.9944444444444445
+    0.9888888888888889
     """
 
     split: str
