@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow peers bench lint golden lock clean
+.PHONY: help demo test test-slow peers bench study lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ bench: $(VENV)/peers.installed  ## Time this package and its peers, an hour
 	$(BIN)/python -m benchmarks compare
 	$(BIN)/python -m benchmarks growth
 	$(BIN)/python -m benchmarks loading
+
+study: $(VENV)/demo.installed  ## Cardinality and shortcuts on digits, half an hour
+	$(BIN)/python -m benchmarks study
 
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .

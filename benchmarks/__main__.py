@@ -1,5 +1,6 @@
-"""python -m benchmarks: compare with peers, measure growth, show results."""
+"""python -m benchmarks: time this package and its peers; study digits."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -100,6 +101,45 @@ def loading(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
 
 
 @app.command()
+def study(
+    folder: FolderOption = report.FOLDER,
+    runs: Annotated[
+        pathlib.Path,
+        typer.Option(help="Where trained networks are kept; it goes on there."),
+    ] = pathlib.Path("runs/study"),
+    seeds: Annotated[
+        int, typer.Option(min=2, help="Runs of each network.")
+    ] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10,
+):
+    """Train cardinalities 1 to 32 on digits, with and without shortcuts.
+
+    At constant complexity; half an hour on two cores.
+    """
+    from benchmarks.study import draw_study
+    from benchmarks.study import print_study
+    from benchmarks.study import run_study
+    from keras_resnext.training import Recipe
+    from keras_resnext.training.data import open_dataset
+
+    recipe = Recipe(image_size=8, crop_padding=1, epochs=epochs)
+    records = run_study(runs, recipe=recipe, seeds=seeds, log=console.print)
+    data = open_dataset(recipe.dataset)
+    held_out = data.num_examples(data.held_out_split)
+    _write(
+        folder / "study.json",
+        {
+            "about": _about(0),
+            "recipe": dataclasses.asdict(recipe),
+            "held_out": held_out,
+            "records": records,
+        },
+    )
+    draw_study(records, folder / "study.svg")
+    print_study(records, held_out, console)
+
+
+@app.command()
 def show(
     folder: FolderOption = report.FOLDER,
     readme: Annotated[
@@ -140,12 +180,16 @@ def _about(threads):
         "size": Job("").size,
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in _DISTRIBUTIONS
-            },
+            **{name: _version(name) for name in _DISTRIBUTIONS},
         },
     }
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # a peer that is not compared with
 
 
 if __name__ == "__main__":

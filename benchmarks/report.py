@@ -189,14 +189,14 @@ def write_readme(results, path=README):
 
 
 # Letters as text, so that they can be searched; the same file each time.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "keras_resnext"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "keras_resnext"}
 
 
 def draw_comparison(results, path):
     """A panel of bars for each group, with the quartiles."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(_STYLE)
+    plt.rcParams.update(STYLE)
     groups = results["groups"]
     most = max(len(group["subjects"]) for group in groups)
     columns = 2
@@ -255,7 +255,7 @@ def draw_growth(points, path):
     """Time and memory of inference and training against multiply-adds."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(_STYLE)
+    plt.rcParams.update(STYLE)
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for column, task in zip(axes.T, ("inference", "training"), strict=True):
         for axis, (value, label) in zip(

@@ -283,11 +283,10 @@ def train(
         + "".join(f", held-out accuracy {a:.4f}" for a in accuracy)
         + f". Its {run.model_file.name} is ready."
     )
-    if run.bad_images.exists():
-        count = len(run.bad_images.read_text().splitlines())
+    if run.bad_images:
         console.print(
-            f"{count} images could not be decoded and were left out; "
-            f"{run.bad_images} names them."
+            f"{len(run.bad_images)} images could not be decoded and were left "
+            f"out; {run.path / 'bad_images*.txt'} names them."
         )
 
 

@@ -16,11 +16,13 @@ import pytest
 from benchmarks import compare
 from benchmarks import growth
 from benchmarks import report
+from benchmarks import study
 from benchmarks.harness import Worker
 from benchmarks.harness import WorkerError
 from benchmarks.harness import summary
 from benchmarks.harness import take_turns
 from benchmarks.job import Job
+from keras_resnext.training import Recipe
 
 SMALL = Job("", size=64, depth=26)
 
@@ -181,6 +183,61 @@ def test_growth_counts_what_it_changes():
     assert training[1]["peak"] > training[0]["peak"]
 
 
+def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    options = {
+        "recipe": Recipe(image_size=8, epochs=1, warmup_epochs=0.5),
+        "depth": 11,
+        "seeds": 2,
+        "networks": [
+            {"cardinality": 1, "base_width": 8},
+            {"cardinality": 4, "base_width": 2},
+        ],
+    }
+    lines = []
+    records = study.run_study(tmp_path, log=lines.append, **options)
+    assert len(records) == len(lines) == 8
+    assert len({record["loss"] for record in records}) == 8
+    cost = {
+        (r["cardinality"], r["multiply_adds"]) for r in records if r["residual"]
+    }
+    assert len(cost) == 2
+
+    def refuse(*_, **__):
+        raise AssertionError("a finished run is trained again")
+
+    monkeypatch.setattr("keras_resnext.training.loop._Training", refuse)
+    assert study.run_study(tmp_path, log=print, **options) == records
+
+
+def test_study_says_what_numbers_show():
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "cardinality": c,
+            "base_width": 1,
+            "residual": residual,
+            "seed": seed,
+            "loss": (1 if residual else 3) + 0.1 * rng.normal(),
+            "error": 10.0,
+        }
+        for c in (1, 32)
+        for residual in study.RESIDUAL
+        for seed in range(3)
+    ]
+    cardinality, *shortcuts, chance = study.verdict(records, 100)
+    assert cardinality.startswith("32x1d against 1x1d: held-out loss")
+    assert cardinality.endswith("over 3 seeds: nothing shown.")
+    assert all(line.endswith(": a difference.") for line in shortcuts)
+    # sqrt(0.1 * 0.9 / 100)
+    assert "1.00 % of error" in chance
+    assert "of 10.0 % by 3.0 %" in chance
+    ours, theirs = np.random.default_rng(1).normal(size=(2, 5))
+    mean, error = study.difference(list(ours), list(theirs))
+    assert mean == pytest.approx(ours.mean() - theirs.mean())
+    expected = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / 5)
+    assert error == pytest.approx(expected)
+
+
 def test_readme_has_the_stored_numbers():
     text = report.README.read_text()
     for mark in report.MARKS:
@@ -209,3 +266,6 @@ def test_pictures(tmp_path):
         assert all(f">{name}<" in comparison for name in group["subjects"])
     for axis in growth.AXES:
         assert f">{axis}<" in growths
+    study.draw_study(stored("study.json")["records"], tmp_path / "c.svg")
+    text = (tmp_path / "c.svg").read_text()
+    assert all(f">{name}<" in text for name in ("1x64d", "32x4d"))

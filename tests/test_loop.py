@@ -383,11 +383,11 @@ def test_weight_decay_is_pytorchs(decay_all, optimizer):
     torch = pytest.importorskip("torch", reason="`make peers` installs it")
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
-    x = keras.layers.Dense(3)(inputs)
+    x = keras.layers.Dense(3, name="predictions")(inputs)
     model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
     recipe = Recipe(
         optimizer=optimizer,
-        base_lr=0.8,
+        base_lr=0.4,  # of 256 images; 0.1 for the head with a batch of 32
         epochs=100,
         weight_decay=0.1,
         decay_all=decay_all,
@@ -395,6 +395,7 @@ def test_weight_decay_is_pytorchs(decay_all, optimizer):
         schedule="step",
         drop_epochs=(99,),
         momentum=0.9,
+        head_lr_factor=2.0,
     )
     variables = model.trainable_variables
     theirs = [torch.tensor(v.numpy() + 1) for v in variables]
@@ -404,6 +405,7 @@ def test_weight_decay_is_pytorchs(decay_all, optimizer):
             "weight_decay": 0.1
             if decay_all or "kernel" in variable.path
             else 0.0,
+            "lr": recipe.peak_lr * (2 if "predictions" in variable.path else 1),
         }
         for variable, tensor in zip(variables, theirs, strict=True)
     ]
@@ -465,7 +467,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
 
     def spy(self, *arguments):
         if int(self.step):
-            seen.append([v.numpy() for v in self.model.trainable_variables])
+            seen.append(self.model.get_weights())
         return original(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -478,7 +480,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
         ]
     assert len(seen) == 3
     model = run.load_model()
-    for found, wanted in zip(model.trainable_variables, averages, strict=True):
+    for found, wanted in zip(model.get_weights(), averages, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     result = evaluate(model, recipe.dataset)
     assert result.loss == pytest.approx(
@@ -552,14 +554,34 @@ def test_images_that_cannot_be_decoded(recipe, folder, tmp_path):
     with pytest.raises(ValueError, match="cannot decode .*train/40/0.png"):
         train(broken, tmp_path / "x")
     run = train(broken, tmp_path / "y", on_bad_image="skip")
-    names = run.bad_images.read_text().splitlines()
-    assert sorted(names) == [
+    assert sorted(run.bad_images) == [
         str(copy / split / "40" / "0.png") for split in ("test", "train")
     ]
     with pytest.raises(ValueError, match="cannot decode"):
         evaluate(run.load_model(), str(copy))
     result = evaluate(run.load_model(), str(copy), on_bad_image="skip")
     assert result.examples == 14
+    for file in (copy / "test").glob("*/*.png"):
+        file.write_text("no image")
+    for judge in (
+        lambda: evaluate(run.load_model(), str(copy), on_bad_image="skip"),
+        lambda: train(broken, tmp_path / "z", on_bad_image="skip"),
+    ):
+        with pytest.raises(ValueError, match="the split test has none"):
+            judge()
+
+
+def test_what_fails_beside_decoding_is_no_bad_image(run, recipe):
+    def transform(image):
+        raise KeyError("not in this table")
+
+    with pytest.raises(tf.errors.OpError, match="not in this table"):
+        evaluate(
+            run.load_model(),
+            recipe.dataset,
+            transform=transform,
+            on_bad_image="skip",
+        )
 
 
 def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path):

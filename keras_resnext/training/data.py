@@ -241,18 +241,19 @@ class BadImages:
             )
 
     def guard(self, examples, load, nothing, batch_size):
-        """Map `load` and batch; where it fails, `nothing` stands instead.
+        """Map `load` and batch; `nothing` stands for what does not decode.
 
         Args:
-            examples: A `tf.data.Dataset` of tuples that begin with a name,
-                a multiple of `batch_size`.
+            examples: A `tf.data.Dataset` of tuples that begin with a name and
+                encoded bytes, a multiple of `batch_size`.
             load: A function of such a tuple's parts to a tuple.
-            nothing: What stands for it where that fails.
+            nothing: What stands for that where the bytes are no image.
             batch_size: Examples in a batch.
 
         Returns:
             A `tf.data.Dataset` of batches of what `load` returns, in order,
-            with weights at the end: float32, 0 where it failed, else 1.
+            with weights at the end: float32, 0 for no image, else 1. Any
+            other failure of `load` is passed on.
         """
 
         def note(name):
@@ -266,10 +267,15 @@ class BadImages:
             weight = tf.numpy_function(note, [name], tf.float32)
             return *nothing, tf.ensure_shape(weight, ())
 
+        def decodes(name, encoded, *_):
+            return tf.size(decode(encoded)) > 0
+
         def careful(*example):
             this = tf.data.Dataset.from_tensors(example)
             good = this.map(weighed).ignore_errors()
-            return good.concatenate(this.map(noted)).take(1)
+            failed = this.filter(decodes).ignore_errors().map(weighed)
+            bad = this.map(noted)
+            return good.concatenate(failed).concatenate(bad).take(1)
 
         def one_batch(*batch):
             each = tf.data.Dataset.from_tensor_slices(batch)

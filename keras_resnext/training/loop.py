@@ -21,6 +21,7 @@ from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.resnext import build
 from keras_resnext.training import plots
 from keras_resnext.training import step as steps
+from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.checkpoints import Checkpoints
 from keras_resnext.training.data import BadImages
 from keras_resnext.training.data import Share
@@ -32,7 +33,12 @@ from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
+from keras_resnext.training.strategy import worker_name
 from keras_resnext.training.workdir import Run
+
+_NO_IMAGE_DECODED = (
+    "`dataset` must have images that can be decoded; the split {} has none."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +276,7 @@ def _build_model(recipe, classes):
         model = build(
             recipe.model,
             form=recipe.form,
+            residual=recipe.residual,
             classes=classes,
             input_shape=(size, size, 3),
             weights=recipe.weights or None,
@@ -351,6 +358,7 @@ class _Training:
             self.optimizer = make_optimizer(
                 recipe, self.steps_per_epoch, model.trainable_variables
             )
+            self.average = MovingAverage(model, recipe.ema_decay)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Of the epoch so far, see `make_train_steps`.
         self.totals = tf.Variable(tf.zeros(5, tf.float64), trainable=False)
@@ -360,11 +368,13 @@ class _Training:
             keep=keep,
             model=model,
             optimizer=self.optimizer,
+            averages=self.average.averages,
             step=self.step,
             totals=self.totals,
             best=self.best,
         )
         self.checkpoints.restore()
+        self._check_together()
         # What is kept of the history is what the checkpoint knows of.
         epochs_done = int(self.step) // self.steps_per_epoch
         self.history = [e for e in run.history if e["epoch"] <= epochs_done]
@@ -374,20 +384,40 @@ class _Training:
             model,
             self.optimizer,
             recipe,
+            average=self.average,
             prepare=preprocess_input,
             time_input=not deterministic,
         )
         self.evaluation_steps = steps.make_evaluation_steps(strategy, model)
-        self.share_statistics = steps.make_share_statistics(strategy, model)
+        self.share_statistics = steps.make_share_statistics(
+            strategy, model, self.average
+        )
         self.final_model = build(
             recipe.model,
             form=recipe.form,
+            residual=recipe.residual,
             classes=len(data.labels),
             input_shape=(recipe.final_image_size,) * 2 + (3,),
         )
         self.summaries = tf.summary.create_noop_writer()
         if self.writes:
             self.summaries = tf.summary.create_file_writer(str(run.tensorboard))
+
+    def _check_together(self):
+        """Refuse to go on from another step than the other workers."""
+
+        @tf.function
+        def of_all(step):
+            step = self.strategy.run(tf.identity, args=(step,))
+            return self.strategy.reduce("SUM", step, axis=None)
+
+        step, replicas = int(self.step), self.strategy.num_replicas_in_sync
+        if int(of_all(tf.constant(step))) != step * replicas:
+            raise RuntimeError(
+                "All workers must go on from the same checkpoint; the newest "
+                f"that this one can read in {self.run.checkpoints} is of step "
+                f"{step}."
+            )
 
     def run_epochs(self, **options):
         """Train from where it stands to the end."""
@@ -396,7 +426,7 @@ class _Training:
         ):
             progress = self._run_epoch(epoch, **options)
             self._check_finite(progress.step)
-            with self._averaged_weights():
+            with self.average.in_place():
                 loss, accuracy = self._evaluate(options["steps_per_call"])
                 self._keep_model(accuracy)
             self._note(progress, loss, accuracy)
@@ -406,7 +436,7 @@ class _Training:
         if self.writes:
             with staged(self.run.learning_curves, overwrite=True) as new:
                 plots.learning_curves(self.history, new)
-            with self._averaged_weights():
+            with self.average.in_place():
                 self._write_model(self.run.model_file)
 
     def _run_epoch(
@@ -530,6 +560,8 @@ class _Training:
                 f"Expected the {expected} images of the split {split}; saw "
                 f"{seen:.0f}."
             )
+        if not images:
+            raise ValueError(_NO_IMAGE_DECODED.format(split))
         return loss / images, correct / images
 
     def _check_finite(self, step):
@@ -554,21 +586,6 @@ class _Training:
         with staged(path, overwrite=True) as new:
             self.final_model.save(new)
 
-    @contextlib.contextmanager
-    def _averaged_weights(self):
-        """The moving average of the weights in the model's place, if any."""
-        if not self.recipe.ema_decay:
-            yield
-            return
-        variables = self.model.trainable_variables
-        kept = [v.numpy() for v in variables]
-        self.optimizer.finalize_variable_values(variables)
-        try:
-            yield
-        finally:
-            for variable, value in zip(variables, kept, strict=True):
-                variable.assign(value)
-
     def _note(self, progress, loss, accuracy):
         entry = {
             "epoch": progress.epoch,
@@ -581,10 +598,10 @@ class _Training:
             "waiting": progress.waiting,
         }
         self.history.append(entry)
+        self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if not self.writes:
             return
         self.run.write_history(self.history)
-        self.run.write_bad_images(self.bad.names)
         with self.summaries.as_default(progress.step):
             for name in ("loss", "accuracy"):
                 _write_scalar(f"epoch/{name}", entry[name])
@@ -667,6 +684,8 @@ def evaluate(
     labels, losses, predictions, in_top5 = map(
         np.concatenate, zip(*found, strict=True)
     )
+    if not len(labels):
+        raise ValueError(_NO_IMAGE_DECODED.format(split))
     expected = data.num_examples(split) - len(bad.names)
     if len(labels) != expected:
         raise RuntimeError(

@@ -19,12 +19,11 @@ class _Rates:
         """Multiples of the learning rate, in the order of the variables."""
         self._rate_factors = tuple(factors)
 
-    def update_step(self, gradient, variable, learning_rate):
-        """Move one `tf.Variable` along its gradient."""
-        if getattr(self, "_rate_factors", None):
-            factor = self._rate_factors[self._get_variable_index(variable)]
-            learning_rate = learning_rate * factor
-        return super().update_step(gradient, variable, learning_rate)
+    def _rate(self, variable, learning_rate):
+        if not getattr(self, "_rate_factors", None):
+            return learning_rate
+        factor = self._rate_factors[self._get_variable_index(variable)]
+        return learning_rate * factor
 
 
 class SGD(keras.optimizers.SGD):
@@ -85,11 +84,27 @@ class RatedSGD(_Rates, SGD):
         """Move one `tf.Variable` along its gradient."""
         if self.gradient_decay and self._use_weight_decay(variable):
             gradient += self.gradient_decay * tf.cast(variable, gradient.dtype)
+        learning_rate = self._rate(variable, learning_rate)
         super().update_step(gradient, variable, learning_rate)
 
 
-class RatedAdamW(_Rates, keras.optimizers.AdamW):
-    pass
+class RatedAdamW(_Rates, keras.optimizers.Adam):
+    """AdamW whose weight decay has each variable's rate, as PyTorch's."""
+
+    def __init__(self, *, rated_decay, **arguments):
+        super().__init__(**arguments)
+        self.rated_decay = rated_decay
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move one `tf.Variable` along its gradient."""
+        learning_rate = self._rate(variable, learning_rate)
+        if self.rated_decay and self._use_weight_decay(variable):
+            with tf.control_dependencies([gradient]):
+                decay = tf.cast(
+                    self.rated_decay * learning_rate, variable.dtype
+                )
+                variable.assign_sub(variable * decay)
+        super().update_step(gradient, variable, learning_rate)
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
@@ -117,8 +132,6 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
             drop_steps=[e * steps_per_epoch for e in recipe.drop_epochs],
             drop_factor=recipe.drop_factor,
         ),
-        "use_ema": recipe.ema_decay > 0,
-        "ema_momentum": recipe.ema_decay,
     }
     if recipe.optimizer == "sgd":
         optimizer = RatedSGD(
@@ -130,7 +143,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
     else:
         optimizer = RatedAdamW(
             beta_1=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            rated_decay=recipe.weight_decay,
             **arguments,
         )
     if not recipe.decay_all:

@@ -38,6 +38,7 @@ class Recipe:
         model: Name that `keras_resnext.resnext.build` knows.
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.
+        residual: Whether blocks have shortcuts.
         image_size: Side of the network's input in training, in pixels.
         batch_size: Images in a step, over all replicas together.
         accumulate: Parts in which each replica computes its share of a step,
@@ -60,9 +61,9 @@ class Recipe:
         decay_all: Whether biases and batch norm decay too, as in the paper.
         clip_norm: Largest norm of all gradients together, after they are
             summed over replicas; 0 for no limit.
-        ema_decay: Share that the moving average of the weights keeps at each
-            step; it is what is evaluated and saved, with batch norm's own
-            moving statistics. 0 for none.
+        ema_decay: Share that the moving average of the weights, and of batch
+            norm's statistics, keeps at each step; it is what is evaluated and
+            saved. 0 for none.
         label_smoothing: Probability spread evenly over all classes.
         precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"`,
             whose loss is scaled.
@@ -113,6 +114,7 @@ class Recipe:
     dataset: str = "digits"
     model: str = "resnext11_8x4d"
     form: str = "grouped"
+    residual: bool = True
     image_size: int = 16
     batch_size: int = 32
     accumulate: int = 1

@@ -7,6 +7,7 @@ Keras 3.15's own `fit` fails under multi-worker strategies (keras#20585);
 import keras
 import tensorflow as tf
 
+from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.recipe import Recipe
 
 # What `make_train_steps` adds up, in this order.
@@ -19,6 +20,7 @@ def make_train_steps(
     optimizer,
     recipe: Recipe,
     *,
+    average: MovingAverage | None = None,
     prepare=lambda images: images,
     time_input: bool = True,
 ):
@@ -30,6 +32,7 @@ def make_train_steps(
         model: A `keras.Model` that ends in class probabilities.
         optimizer: A built Keras optimizer.
         recipe: A `Recipe`.
+        average: The model's `MovingAverage`. Defaults to `None`.
         prepare: What makes the model's input of a batch's images, float32,
             such as `preprocess_input`. Defaults to taking them as they are.
         time_input: Whether to measure how long steps wait for images, which
@@ -45,7 +48,7 @@ def make_train_steps(
         worker waited for them, and the wishes to stop.
     """
     replica_step = _make_replica_step(
-        strategy, model, optimizer, recipe, prepare
+        strategy, model, optimizer, recipe, average, prepare
     )
 
     def now():
@@ -100,7 +103,7 @@ def _repeated(step):
     return some
 
 
-def _make_replica_step(strategy, model, optimizer, recipe, prepare):
+def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
     variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -160,13 +163,15 @@ def _make_replica_step(strategy, model, optimizer, recipe, prepare):
             # The optimizer adds up the same sum of every replica.
             gradients = [g / replicas for g in gradients]
         optimizer.apply(gradients, variables)
+        if average:
+            average.update(first=optimizer.iterations <= 1)
         # A tensor of each replica's own; sums are over replicas.
         return loss, correct, tf.reduce_sum(weights), tf.identity(stop)
 
     return replica_step
 
 
-def make_share_statistics(strategy, model):
+def make_share_statistics(strategy, model, average: MovingAverage):
     """Build what gives every replica the mean of their moving statistics.
 
     Each replica's batch norms see its own images. What they note is only
@@ -175,11 +180,13 @@ def make_share_statistics(strategy, model):
     Args:
         strategy: The `tf.distribute.Strategy` that `model` was made under.
         model: A `keras.Model`.
+        average: Its `MovingAverage`.
 
     Returns:
         A function without arguments.
     """
     variables = [v.value for v in model.non_trainable_variables]
+    variables += average.averages
 
     def share():
         context = tf.distribute.get_replica_context()

@@ -74,13 +74,31 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     >>> is_chief(make_strategy("one"))
     True
     """
+    return not worker_name(strategy)
+
+
+def worker_name(strategy: tf.distribute.Strategy) -> str:
+    """What to call this process beside the chief.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        `"worker1"` for the second of several workers; empty for the chief,
+        which is the first where none is called so, and for one alone.
+
+    Example:
+
+    >>> worker_name(make_strategy("one"))
+    ''
+    """
     resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.cluster_spec().jobs:
-        return True
-    cluster = resolver.cluster_spec().as_dict()
-    if "chief" in cluster:
-        return resolver.task_type == "chief"
-    return resolver.task_type != "worker" or resolver.task_id == 0
+    if resolver is None or resolver.task_type != "worker":
+        return ""
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    if resolver.task_id == 0 and not has_chief:
+        return ""
+    return f"worker{resolver.task_id}"
 
 
 def _find_out():

@@ -21,7 +21,8 @@ class Run:
     | `history.jsonl` | a line an epoch |
     | `checkpoints/` | model, optimizer and step, to resume from |
     | `tensorboard/` | loss, accuracy and learning rate, for TensorBoard |
-    | `bad_images.txt` | images that were left out, if any |
+    | `bad_images.txt` | images that were left out, if any; other workers' |
+    | | are in `bad_images_worker1.txt` and so on |
     | `best.keras` | the model of the epoch with the best held-out accuracy |
     | `learning_curves.png` | the history drawn |
     | `model.keras` | the trained model, once training is done |
@@ -43,7 +44,6 @@ class Run:
         self.best_model_file = self.path / "best.keras"
         self.learning_curves = self.path / "learning_curves.png"
         self.tensorboard = self.path / "tensorboard"
-        self.bad_images = self.path / "bad_images.txt"
         self._recipe_file = self.path / "recipe.json"
         self._labels_file = self.path / "labels.txt"
         self._history_file = self.path / "history.jsonl"
@@ -71,6 +71,13 @@ class Run:
             return []
         lines = self._history_file.read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+    @property
+    def bad_images(self) -> list[str]:
+        """Names of the images that were left out, whoever met them."""
+        files = sorted(self.path.glob("bad_images*.txt"))
+        lines = (name for f in files for name in f.read_text().splitlines())
+        return list(dict.fromkeys(lines))
 
     def load_model(self) -> keras.Model:
         """The trained `keras.Model`.
@@ -154,15 +161,20 @@ class Run:
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))
 
-    def write_bad_images(self, names: list[str]) -> None:
-        """Write down which images were left out, beside those of before."""
-        if not names:
-            return
-        before = []
-        if self.bad_images.exists():
-            before = self.bad_images.read_text().splitlines()
+    def write_bad_images(self, names: list[str], worker: str = "") -> None:
+        """Write down which images were left out, beside those of before.
+
+        Args:
+            names: Their names.
+            worker: Who met them, see `strategy.worker_name`. Defaults to
+                `""`, the chief.
+        """
+        file = self.path / f"bad_images{worker and '_'}{worker}.txt"
+        before = file.read_text().splitlines() if file.exists() else []
         names = dict.fromkeys([*before, *names])
-        with staged(self.bad_images, overwrite=True) as new:
+        if len(names) == len(before):
+            return
+        with staged(file, overwrite=True) as new:
             new.write_text("".join(f"{name}\n" for name in names))
 
     def _read(self, path):

@@ -1,0 +1,67 @@
+"""The moving average of a model's weights, and of batch norm's statistics."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+
+class MovingAverage:
+    """What is evaluated and saved in the place of the last step's numbers.
+
+    Keras' optimizers average what they train only. Batch norm's statistics
+    belong to the weights they were taken with, so that they are averaged
+    here as well, as torchvision does. Make it under the strategy's scope.
+
+    Args:
+        model: A `keras.Model`.
+        decay: Share that the average keeps at each step; 0 for no average.
+
+    Example:
+
+    >>> average = MovingAverage(model, 0.999)
+    >>> average.update(first=True)  # in each step, after the optimizer
+    >>> with average.in_place():
+    ...     model.save("model.keras")
+    """
+
+    def __init__(self, model: keras.Model, decay: float):
+        self._decay = decay
+        self._variables = [
+            variable.value
+            for variable in (model.variables if decay else ())
+            if variable.value.dtype.is_floating
+        ]
+        self.averages = [
+            tf.Variable(variable.numpy(), trainable=False)
+            for variable in self._variables
+        ]
+
+    def update(self, first) -> None:
+        """Move towards the model's variables, or take them over.
+
+        Args:
+            first: Whether this is the first step, a boolean or a tensor.
+        """
+        decay = tf.where(first, 0.0, self._decay)
+        for average, variable in zip(
+            self.averages, self._variables, strict=True
+        ):
+            keep = tf.cast(decay, variable.dtype)
+            average.assign(keep * average + (1 - keep) * variable)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average in the model's variables, as long as this lasts."""
+        kept = [variable.numpy() for variable in self._variables]
+        _assign(self._variables, self.averages)
+        try:
+            yield
+        finally:
+            _assign(self._variables, kept)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
