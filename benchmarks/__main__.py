@@ -110,7 +110,7 @@ def study(
     seeds: Annotated[
         int, typer.Option(min=2, help="Runs of each network.")
     ] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 10,
 ):
     """Train cardinalities 1 to 32 on digits, with and without shortcuts.
 
@@ -122,14 +122,16 @@ def study(
     from keras_resnext.training import Recipe
     from keras_resnext.training.data import open_dataset
 
-    recipe = Recipe(image_size=8, crop_padding=1, epochs=epochs)
+    recipe = Recipe(
+        image_size=8, crop_padding=1, epochs=epochs, warmup_epochs=0.2 * epochs
+    )
     records = run_study(runs, recipe=recipe, seeds=seeds, log=console.print)
     data = open_dataset(recipe.dataset)
     held_out = data.num_examples(data.held_out_split)
     _write(
         folder / "study.json",
         {
-            "about": _about(0),
+            "about": _machine(),
             "recipe": dataclasses.asdict(recipe),
             "held_out": held_out,
             "records": records,
@@ -168,6 +170,10 @@ def _write(path, results):
 
 
 def _about(threads):
+    return {**_machine(), "threads": threads, "size": Job("").size}
+
+
+def _machine():
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     flags = re.search(r"flags\s*: (.*)", cpu)
     fast = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -176,8 +182,6 @@ def _about(threads):
         "cpu": re.search(r"model name\s*: (.*)", cpu)[1],
         "instructions": [x for x in fast if flags and x in flags[1].split()],
         "cores": os.cpu_count(),
-        "threads": threads,
-        "size": Job("").size,
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _DISTRIBUTIONS},

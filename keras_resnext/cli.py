@@ -5,7 +5,8 @@ at once.
 """
 
 import contextlib
-import enum
+import dataclasses
+import functools
 import os
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn
@@ -32,21 +34,8 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 
-class Format(enum.StrEnum):
-    """What `export` can write; also the names in its table."""
-
-    savedmodel = "savedmodel"
-    tflite = "tflite"
-    onnx = "onnx"
-
-
-_FILE_NAMES = {
-    Format.savedmodel: "saved_model",
-    Format.tflite: "model.tflite",
-    Format.onnx: "model.onnx",
-}
 # What proves a file, where it is not TensorFlow itself.
-_RUNTIMES = {Format.tflite: "ai_edge_litert", Format.onnx: "onnxruntime"}
+_RUNTIMES = {"tflite": "ai_edge_litert", "onnx": "onnxruntime"}
 _GRID_IMAGES = 40
 
 ModelArgument = Annotated[
@@ -340,11 +329,11 @@ def evaluate(
 
     if published:
         accuracy = _evaluate_published(
-            named, weights, dataset, split, batch_size, data_dir
+            named, weights, dataset, split, batch_size, data_dir, on_bad_image
         )
         _check_accuracy(accuracy, at_least)
         return
-    network, run = _load(model)
+    network, run, notes = _load(model)
     if picture is None and run is not None and not (dataset or split):
         picture = run.path / "predictions.png"
     if picture is not None:
@@ -356,7 +345,7 @@ def evaluate(
         split=split,
         batch_size=batch_size,
         data_dir=data_dir,
-        crop=_crop_of(run),
+        crop=notes.crop,
         on_bad_image=on_bad_image,
     )
     console.print(
@@ -364,9 +353,10 @@ def evaluate(
         f"{round(result.accuracy * result.examples)} right. "
         f"Accuracy {result.accuracy:.4f}, loss {result.loss:.4f}."
     )
+    _print_bad_images(result.bad_images)
     if picture is not None:
         _draw_predictions(
-            network, dataset, data_dir, result, picture, _crop_of(run)
+            network, dataset, data_dir, result, picture, notes.crop
         )
         console.print(f"Wrote {picture}.")
     _check_accuracy(result.accuracy, at_least)
@@ -396,12 +386,11 @@ def predict(
         labels, transform = imagenet_labels(), record.transform()
         inputs = [transform(photo) for photo in photos]
     else:
-        network, run = _load(model)
+        network, _, notes = _load(model)
         check_classifier(network)
-        labels = run.labels if run else None
-        size, crop = image_size(network), _crop_of(run)
+        labels, size = notes.labels, image_size(network)
         inputs = [
-            preprocess_input(read_image(path, size, crop=crop))
+            preprocess_input(read_image(path, size, crop=notes.crop))
             for path in images
         ]
     for path, image in zip(images, inputs, strict=True):
@@ -414,15 +403,29 @@ def predict(
 
 @app.command()
 def export(
-    model: ModelArgument,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a training run, a .keras file, or with --weights "
+            "a model's name."
+        ),
+    ],
+    weights: WeightsOption = None,
     formats: Annotated[
         str, typer.Option("--format", help="Some of them, with commas.")
-    ] = ",".join(Format),
+    ] = "savedmodel,tflite,onnx",
+    quantize: Annotated[
+        str,
+        typer.Option(
+            help="Some of none, float16, dynamic and int8, with commas; each "
+            "format is written in all it can."
+        ),
+    ] = "none",
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set to compare on. Without one: the run's; for a "
-            ".keras file, images of noise."
+            help="Data set to compare on, and for int8 to calibrate on. "
+            "Without one: the run's; else images of noise."
         ),
     ] = None,
     output: Annotated[
@@ -436,60 +439,206 @@ def export(
         int,
         typer.Option(min=1, help="Compare on the first held-out images only."),
     ] = 1000,
+    calibration_images: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Training images to calibrate int8 on, drawn with seed 0.",
+        ),
+    ] = 100,
+    exclude_worst: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="TFLite layers that stay float32: those with the largest "
+            "quantisation error of their own.",
+        ),
+    ] = 0,
+    layout: Annotated[
+        str, typer.Option(help="Of ONNX images: NHWC or NCHW.")
+    ] = "NHWC",
+    max_difference: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference of logits, as a share of the largest."
+        ),
+    ] = None,
+    min_correlation: Annotated[
+        float | None, typer.Option(help="Smallest correlation of logits.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(help="Smallest share of images with Keras' best class."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="For the latency. Defaults to all cores."),
+    ] = None,
     data_dir: DataDirOption = None,
 ):
     """Write a model in other formats, and prove each file in its own runtime.
 
-    Every file is loaded back and compared with Keras on the held-out images
-    before it is put in place.
+    Every file is loaded back and compared with Keras on the same held-out
+    images before it is put in place; report.json and report.png tell of all.
     """
-    chosen = [_check_format(name) for name in formats.split(",")]
-    _start_tensorflow()
-    from keras_resnext import export as exporters
     from keras_resnext.extras import require
-    from keras_resnext.files import check_free
 
-    for name in chosen:
-        if name in _RUNTIMES:
-            require(
-                _RUNTIMES[name], extra="export", purpose=f"The {name} check"
-            )
+    _start_tensorflow()
+    from keras_resnext.export import ExportError
+    from keras_resnext.export import report
 
-    network, run = _load(model)
-    if output is None:
-        output = (model if run else model.parent) / "export"
-    paths = {name: output / _FILE_NAMES[name] for name in chosen}
-    for path in paths.values():
-        check_free(path, overwrite=overwrite)
-    images = classes = None
-    if data or run:
-        images, classes = _held_out_pixels(
-            network,
-            _dataset_of(run, data, data_dir),
-            data_dir,
-            max_images,
-            _crop_of(run),
+    quantizations = [
+        None if name == "none" else name for name in quantize.split(",")
+    ]
+    planned = report.plan(formats.split(","), quantizations)
+    limits = {
+        how: _limits(
+            how,
+            logit_difference=max_difference,
+            correlation=min_correlation,
+            top1_agreement=min_agreement,
         )
-    write = {
-        Format.savedmodel: exporters.to_saved_model,
-        Format.tflite: exporters.to_tflite,
-        Format.onnx: exporters.to_onnx,
+        for how in quantizations
     }
-    artifacts = []
-    for name, path in paths.items():
-        with console.status(f"Writing and checking {path}"):
-            artifacts.append(
-                write[name](
-                    network,
-                    path,
-                    labels=run.labels if run else None,
-                    images=images,
-                    overwrite=overwrite,
-                )
+    for format, _ in planned:
+        if format in _RUNTIMES:
+            require(
+                _RUNTIMES[format], extra="export", purpose=f"The {format} check"
             )
-    console.print(_comparison(network, artifacts, images, classes))
-    for artifact in artifacts:
-        console.print(f"Wrote {artifact.path}.")
+    require("matplotlib", extra="export", purpose="The picture")
+    is_run = model.is_dir() and weights is None
+    output = output or (model if is_run else model.parent) / "export"
+    network, labels, resize, images = _exported(model, weights, data, data_dir)
+    calibration = None
+    if "int8" in quantizations:
+        if images is None:
+            raise ValueError(
+                "`data` must be given to calibrate int8 on; got none, and "
+                f"{model} is not a run's folder."
+            )
+        calibration, _ = images("train", calibration_images, shuffle_seed=0)
+    pixels, classes = images(None, max_images) if images else (None, None)
+    with console.status("") as status:
+        found = report.export_files(
+            network,
+            output,
+            planned,
+            images=pixels,
+            classes=classes,
+            calibration=calibration,
+            labels=labels,
+            resize=resize,
+            layout=layout,
+            exclude=exclude_worst,
+            limits=limits,
+            threads=threads,
+            overwrite=overwrite,
+            on_file=lambda path: status.update(f"Writing and checking {path}"),
+        )
+    _print_export(found)
+    for line in found["files"]:
+        if line["passed"]:
+            console.print(f"Wrote {line['path']}.")
+    failed = [line["error"] for line in found["files"] if not line["passed"]]
+    if failed:
+        raise ExportError(" ".join(failed))
+
+
+def _limits(quantize, **wanted):
+    """The usual limits, but for those that were given."""
+    from keras_resnext.export.artifact import LIMITS
+
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return dataclasses.replace(LIMITS[quantize], **given)
+
+
+def _exported(model, weights, dataset, data_dir):
+    """What `export` works on.
+
+    Returns:
+        The network, its labels, what resizes a picture in TensorFlow (`None`
+        for the usual), and a function from a split (`None` for the held-out
+        one), a number of images and a seed to pixels and classes (`None`
+        without a data set).
+    """
+    from keras_resnext.export.graph import resize_then_crop
+    from keras_resnext.preprocessing import image_size
+    from keras_resnext.preprocessing import imagenet_labels
+    from keras_resnext.preprocessing import resize_and_crop
+    from keras_resnext.training.data import open_dataset
+    from keras_resnext.training.data import read_images
+
+    if weights is not None:
+        if dataset:
+            open_dataset(dataset, data_dir)  # or say so before downloading
+        network, record = _load_published(model, weights)
+        labels, show = imagenet_labels(), record.pixels()
+        resize = functools.partial(
+            resize_then_crop,
+            resize_size=record.resize_size,
+            image_size=record.image_size,
+            interpolation=record.interpolation,
+        )
+    else:
+        network, run, notes = _load(model)
+        size = image_size(network)
+        labels, crop = notes.labels, notes.crop
+        resize = show = functools.partial(resize_and_crop, size=size, crop=crop)
+        if dataset or run:
+            dataset = _dataset_of(run, dataset, data_dir)
+    if dataset is None:
+        return network, labels, resize, None
+    data = open_dataset(dataset, data_dir)
+    data.prepare()
+
+    def images(split, count, shuffle_seed=None):
+        return read_images(
+            data,
+            split or data.held_out_split,
+            show,
+            count=count,
+            shuffle_seed=shuffle_seed,
+        )
+
+    return network, labels, resize, images
+
+
+def _print_export(report):
+    """The table of files beside Keras, and the layers that lose most."""
+    table = _table(
+        "file",
+        *("size (MB)", "largest", "mean", "top-1", "accuracy"),
+        *("time (ms)", "peak (MB)"),
+        title=f"{report['images']} images, each in the file's own runtime: "
+        "largest and mean difference\nfrom Keras' logits, agreement of best "
+        f"classes, median time of one image,\npeak memory; "
+        f"{report['threads']} threads",
+    )
+    table.box = box.SIMPLE  # or it would need more than 80 columns
+    table.padding = (0, 1, 0, 0)
+    table.columns[0].no_wrap = True
+
+    def shown(value, form):
+        return "-" if value is None else format(value, form)
+
+    accuracy = shown(report["keras_accuracy"], ".4f")
+    table.add_row("keras", *["-"] * 4, accuracy, "-", "-")
+    for line in report["files"]:
+        name = " ".join(filter(None, (line["format"], line["quantize"])))
+        if not line["passed"]:
+            table.add_row(name, "FAILED")
+            continue
+        table.add_row(
+            name,
+            f"{line['bytes'] / 1e6:.2f}",
+            f"{line['max_logit_difference']:.1e}",
+            f"{line['mean_logit_difference']:.1e}",
+            shown(line["top1_agreement"], ".2%"),
+            shown(line["accuracy"], ".4f"),
+            f"{line['latency_ms']:.2f}",
+            f"{line['peak_bytes'] / 1e6:.0f}",
+        )
+    console.print(table)
 
 
 def _stages(name, form):
@@ -628,56 +777,6 @@ def _table(first, *others, title):
     return table
 
 
-def _comparison(network, artifacts, images, classes):
-    """The table of formats beside Keras, on the same images."""
-    import numpy as np
-
-    from keras_resnext.export import artifact as measures
-
-    if images is None:
-        images = measures.noise(network)
-    keras_run = measures.keras_runner(network, "imagenet")
-    rows = [("keras", None, keras_run(images), keras_run, None)] + [
-        (a.format, a.size, a.scores, a.open(), a) for a in artifacts
-    ]
-    table = _table(
-        "format",
-        *("size (MB)", "logit difference", "top-1 agreement"),
-        *("accuracy", "latency (ms)"),
-        title=f"{len(images)} images, each in the format's own runtime; "
-        f"latency: median, batch 1, all {os.cpu_count()} cores",
-    )
-    for name, size, scores, run, proof in rows:
-        accuracy = (
-            "-"
-            if classes is None
-            else f"{np.mean(scores.argmax(-1) == classes):.4f}"
-        )
-        table.add_row(
-            name,
-            "-" if size is None else f"{size / 1e6:.2f}",
-            "-" if proof is None else f"{proof.max_logit_difference:.1e}",
-            "-" if proof is None else f"{proof.top1_agreement:.2%}",
-            accuracy,
-            f"{measures.latency(run, images):.2f}",
-        )
-    return table
-
-
-def _held_out_pixels(network, dataset, data_dir, max_images, crop):
-    import numpy as np
-
-    from keras_resnext.preprocessing import image_size
-    from keras_resnext.training.data import open_dataset
-
-    size = image_size(network)
-    data = open_dataset(dataset, data_dir)
-    data.prepare()
-    images = data.pixels(data.held_out_split, size, crop=crop).take(max_images)
-    pixels, classes = zip(*images.as_numpy_iterator(), strict=True)
-    return np.stack(pixels), np.stack(classes)
-
-
 def _draw_predictions(network, dataset, data_dir, result, picture, crop):
     """All mistakes, as far as they fit, then images classified right."""
     import numpy as np
@@ -692,7 +791,12 @@ def _draw_predictions(network, dataset, data_dir, result, picture, crop):
     shown = np.argsort(~wrong, kind="stable")[:_GRID_IMAGES]
     wanted = {int(i): place for place, i in enumerate(shown)}
     pixels = [None] * len(shown)
-    images = data.pixels(result.split, image_size(network), crop=crop)
+    images = data.pixels(
+        result.split,
+        image_size(network),
+        crop=crop,
+        without=result.bad_images,
+    )
     for i, (image, _) in enumerate(images.as_numpy_iterator()):
         if i in wanted:
             pixels[wanted[i]] = image
@@ -709,16 +813,18 @@ def _draw_predictions(network, dataset, data_dir, result, picture, crop):
 
 
 def _load(path):
-    """A model and the `Run` it came from, `None` for a file."""
+    """A model, the `Run` it came from (`None` for a file), and `Notes`."""
     import keras
 
+    from keras_resnext.training.workdir import Notes
     from keras_resnext.training.workdir import Run
+    from keras_resnext.training.workdir import read_notes
 
     if path.is_dir():
         run = Run(path)
-        return run.load_model(), run
+        return run.load_model(), run, Notes(run.labels, run.recipe.eval_crop)
     if path.suffix == ".keras" and path.is_file():
-        return keras.saving.load_model(path), None
+        return keras.saving.load_model(path), None, read_notes(path)
     raise ValueError(
         "`model` must be the folder of a training run or a .keras file; got "
         f"{path}."
@@ -748,7 +854,9 @@ def _check_accuracy(accuracy, at_least):
         )
 
 
-def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
+def _evaluate_published(
+    model, weights, dataset, split, batch_size, data_dir, on_bad_image
+):
     """With the record's transform; prints its published accuracy beside."""
     from keras_resnext.training import evaluate
     from keras_resnext.training.data import open_dataset
@@ -764,6 +872,7 @@ def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
         batch_size=batch_size,
         data_dir=data_dir,
         transform=record.transform(),
+        on_bad_image=on_bad_image,
     )
     table = _table("", "top-1 (%)", "top-5 (%)", "images", title=record.name)
     table.add_row(
@@ -779,12 +888,16 @@ def _evaluate_published(model, weights, dataset, split, batch_size, data_dir):
         str(result.examples),
     )
     console.print(table)
+    _print_bad_images(result.bad_images)
     return result.accuracy
 
 
-def _crop_of(run):
-    """Which square of an image a run's model was evaluated on."""
-    return run.recipe.eval_crop if run else 1.0
+def _print_bad_images(names):
+    if names:
+        console.print(
+            f"{len(names)} more could not be decoded and were left out: "
+            f"{escape(', '.join(names))}."
+        )
 
 
 def _dataset_of(run, dataset, data_dir):
@@ -802,14 +915,6 @@ def _dataset_of(run, dataset, data_dir):
         data.prepare()  # or some names would not be known
         run.check_labels(data.labels)
     return dataset
-
-
-def _check_format(name):
-    if name not in list(Format):
-        raise ValueError(
-            f"`format` must be some of {', '.join(Format)}; got {name!r}."
-        )
-    return Format(name)
 
 
 @contextlib.contextmanager

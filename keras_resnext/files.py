@@ -1,9 +1,11 @@
 """Write beside, then rename: what stood there before is never half-lost."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -16,7 +18,8 @@ def staged(
 
     Inside the context, write to the path it yields. When the context ends
     well, that is renamed to `path`; when it ends in an exception, it is
-    removed and `path` is as it was.
+    removed and `path` is as it was. What a process that was killed left
+    beside `path` is removed by the next.
 
     Args:
         path: Where the file or folder shall be in the end. Parents are made.
@@ -36,10 +39,11 @@ def staged(
     ...     new.write_bytes(converted)
     """
     path = pathlib.Path(path)
+    _clear_up(path)
     check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        prefix=f".{path.name}-", dir=path.parent
+        prefix=f"{_prefix(path)}{os.getpid()}-", dir=path.parent
     ) as folder:
         new = pathlib.Path(folder) / path.name
         yield new
@@ -60,6 +64,35 @@ def staged(
             shutil.rmtree(old)
         else:
             old.unlink()
+
+
+def _prefix(path):
+    return f".{path.name}-{socket.gethostname()}-"
+
+
+def _clear_up(path):
+    """Remove, or put back, what killed processes of this machine left."""
+    prefix = _prefix(path)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).partition("-")[0]
+        if not owner.isdigit() or _runs(int(owner)):
+            continue
+        if left.suffix == ".old" and not path.exists():
+            left.rename(path)  # killed before the new one was in place
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:

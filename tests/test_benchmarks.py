@@ -226,16 +226,12 @@ def test_study_says_what_numbers_show():
     ]
     cardinality, *shortcuts, chance = study.verdict(records, 100)
     assert cardinality.startswith("32x1d against 1x1d: held-out loss")
-    assert cardinality.endswith("over 3 seeds: nothing shown.")
+    assert "over 3 seeds" in cardinality
+    assert cardinality.endswith("(Welch): not shown.")
     assert all(line.endswith(": a difference.") for line in shortcuts)
     # sqrt(0.1 * 0.9 / 100)
     assert "1.00 % of error" in chance
     assert "of 10.0 % by 3.0 %" in chance
-    ours, theirs = np.random.default_rng(1).normal(size=(2, 5))
-    mean, error = study.difference(list(ours), list(theirs))
-    assert mean == pytest.approx(ours.mean() - theirs.mean())
-    expected = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / 5)
-    assert error == pytest.approx(expected)
 
 
 def test_readme_has_the_stored_numbers():

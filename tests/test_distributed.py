@@ -116,6 +116,53 @@ def test_two_mirrored_replicas(recipe, exact, tmp_path):
     assert_same_history(Run(tmp_path), expected, rtol=1e-5)
 
 
+def test_statistics_of_all_replicas_are_kept(adamw, tmp_path):
+    """Unsynchronised, averaged: whenever it is saved, and in one process."""
+    recipe = dataclasses.replace(adamw, sync_batch_norm=False, epochs=2)
+    for steps in (0, 3):
+        process.finish(
+            process.start(
+                recipe,
+                tmp_path / str(steps),
+                cpus=2,
+                strategy="mirrored",
+                deterministic=True,
+                save_every_steps=steps,
+                runs=2,
+            )
+        )
+    ours, theirs = (Run(tmp_path / str(steps)) for steps in (3, 0))
+    assert_same_history(ours, theirs, rtol=1e-5)
+    assert_same_weights(ours, theirs, rtol=1e-4, atol=1e-5)
+    again = Run(tmp_path / "0.again")
+    assert_same_weights(again, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_workers_that_differ_do_not_go_on(sgd, tmp_path):
+    options = {"save_every_steps": 3, "deterministic": True}
+    process.finish(
+        *start_workers(sgd, tmp_path, process.workers_of_tf_config()),
+        statuses=(0,),
+    )
+    # What a worker with an older view of the folder sees.
+    stale = tmp_path / "stale"
+    shutil.copytree(tmp_path, stale, ignore=shutil.ignore_patterns("stale"))
+    for run in (tmp_path, stale):
+        (run / "model.keras").unlink()
+    (stale / "checkpoints" / "step-21.index").unlink()
+    workers = [
+        process.start(sgd, place, environment=variables, **options)
+        for place, variables in zip(
+            (tmp_path, stale), process.workers_of_tf_config(), strict=True
+        )
+    ]
+    for worker in workers:
+        _, err = worker.communicate(timeout=300)
+        assert worker.returncode == 1
+        assert "must go on from the same checkpoint" in err
+        assert "of steps 14, 21" in err
+
+
 def start_workers(recipe, workdir, environments, **options):
     return [
         process.start(

@@ -1,6 +1,8 @@
 """Nothing half-written, nothing lost."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -61,6 +63,39 @@ def test_failure_leaves_what_was_there(tmp_path, folder):
         write_half()
     assert (target / "a" if folder else target).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("moment", ["while writing", "between renames"])
+def test_what_a_killed_process_left_is_cleared_up(tmp_path, moment):
+    code = """
+import os, pathlib, signal, sys
+from keras_resnext.files import staged
+
+target, moment = sys.argv[1:]
+rename = pathlib.Path.rename
+
+def killed(self, to):
+    rename(self, to)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with staged(target, overwrite=True) as new:
+    new.mkdir()
+    (new / "a").write_text("new")
+    if moment == "while writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+    pathlib.Path.rename = killed
+"""
+    target = tmp_path / "x"
+    target.mkdir()
+    (target / "a").write_text("old")
+    command = [sys.executable, "-c", code, str(target), moment]
+    assert subprocess.run(command).returncode == -9
+    assert target.exists() == (moment == "while writing")
+    assert len(list(tmp_path.iterdir())) > 1
+    with pytest.raises(FileExistsError), staged(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (target / "a").read_text() == "old"
 
 
 @pytest.mark.parametrize("moment", ["aside", "in place"])

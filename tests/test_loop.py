@@ -21,7 +21,9 @@ from keras_resnext.training.data import evaluation_batches
 from keras_resnext.training.data import open_dataset
 from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.step import make_train_steps
+from keras_resnext.training.workdir import Notes
 from keras_resnext.training.workdir import Run
+from keras_resnext.training.workdir import read_notes
 
 
 @pytest.fixture(scope="module")
@@ -488,9 +490,13 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
     )
 
 
-def test_frozen_parts_and_published_weights_stay(run, recipe, tmp_path):
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_frozen_parts_and_published_weights_stay(
+    ema_decay, run, recipe, tmp_path
+):
     tuned = dataclasses.replace(
         recipe,
+        ema_decay=ema_decay,
         weights=str(run.model_file),
         freeze="conv3",
         epochs=1,
@@ -569,6 +575,26 @@ def test_images_that_cannot_be_decoded(recipe, folder, tmp_path):
     ):
         with pytest.raises(ValueError, match="the split test has none"):
             judge()
+
+
+def test_models_know_their_classes_and_crop(run, recipe, tmp_path):
+    for file in (run.model_file, run.best_model_file):
+        assert read_notes(file) == Notes(["120", "200", "40"], 1.0)
+    keras.saving.load_model(run.model_file).save(tmp_path / "m.keras")
+    assert read_notes(tmp_path / "m.keras") == Notes()
+
+
+@pytest.mark.slow
+def test_digits_are_learned(tmp_path):
+    """Three seeds of the recipe that `make demo` runs, three minutes."""
+    found = [
+        train(Recipe(seed=seed), tmp_path / str(seed)).history[-1][
+            "held_out_accuracy"
+        ]
+        for seed in range(3)
+    ]
+    print(f"held out: {found}, mean {np.mean(found):.4f} ± {np.std(found):.4f}")
+    assert np.mean(found) >= 0.985
 
 
 def test_what_fails_beside_decoding_is_no_bad_image(run, recipe):

@@ -25,7 +25,7 @@ def start(recipe, workdir, *, cpus=1, environment=None, **options):
         environment: Variables to set.
         **options: Of `train`; `kill_at_step` ends it with SIGKILL there,
             `terminate_at_step` sends itself SIGTERM, `float64` computes in
-            that.
+            that, and `runs` trains so often, in folders `.again`.
 
     Returns:
         A `subprocess.Popen`.
@@ -135,10 +135,11 @@ def main():
         if progress.step == terminate_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    recipe = Recipe(**job["recipe"])
     try:
-        train(
-            Recipe(**job["recipe"]), job["workdir"], on_step=on_step, **options
-        )
+        for number in range(options.pop("runs", 1)):
+            workdir = job["workdir"] + number * ".again"
+            train(recipe, workdir, on_step=on_step, **options)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))

@@ -1,4 +1,4 @@
-"""What all exporters share: the graph, the proof, and what it measured.
+"""What all exporters share: the proof, and what it measured.
 
 An exporter writes a file beside its place, opens it in its own runtime, and
 compares what comes out with Keras. Only then is it put in place.
@@ -6,23 +6,23 @@ compares what comes out with Keras. Only then is it put in place.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
-import statistics
-import time
 import typing
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from keras_resnext.export.graph import image_shape
+from keras_resnext.export.graph import output_names
+from keras_resnext.export.graph import preprocessing_function
+from keras_resnext.export.runtimes import OPENERS
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
-from keras_resnext.preprocessing import ends_in_softmax
-from keras_resnext.preprocessing import preprocess_input
 
-# float32 carries 24 bits. Sums of some thousand terms, in another order and
-# with batch norm folded, lose about 10 of them: 2**-14 is 6e-5.
-TOLERANCE = 1e-4
+# Far above what float32 rounds to zero, and far below what counts.
+_SMALLEST_PROBABILITY = 1e-30
+_CLASSIFIED = (["probabilities"], ["logits"])
 
 
 class ExportError(RuntimeError):
@@ -37,74 +37,119 @@ class ExportError(RuntimeError):
     """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How far a file's outputs may be from Keras' before it is refused.
+
+    Args:
+        logit_difference: Largest difference of logits, as a share of the
+            largest logit, or of 1 if that is more.
+        correlation: Smallest correlation of logits.
+        top1_agreement: Smallest share of images with the same best class.
+
+    Raises:
+        ValueError: if one of them cannot be met, or not be missed.
+
+    Example:
+
+    >>> to_tflite(model, "m.tflite", quantize="dynamic",
+    ...           limits=Limits(top1_agreement=0.99))
+    """
+
+    logit_difference: float = math.inf
+    correlation: float = -1.0
+    top1_agreement: float = 0.0
+
+    def __post_init__(self):
+        for name, least, most in (
+            ("logit_difference", 0, math.inf),
+            ("correlation", -1, 1),
+            ("top1_agreement", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(
+                    f"`{name}` must be from {least} to {most}; got {value!r}."
+                )
+
+
+# float32 carries 24 bits. Sums of some thousand terms, in another order and
+# with batch norm folded, lose about 10 of them: 2**-14 is 6e-5. A float16
+# weight is off by up to 2**-12, which fifty layers make some 2e-3. Eight bits
+# are off by up to a half in 127 in each weight and activation: what is left is
+# the direction.
+LIMITS = {
+    None: Limits(logit_difference=1e-4),
+    "float16": Limits(logit_difference=1e-2, correlation=0.999),
+    "dynamic": Limits(correlation=0.99),
+    "int8": Limits(correlation=0.99),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Artifact:
     """An exported file that its own runtime has opened and agreed on.
 
     Args:
         path: The file, or the folder of a SavedModel.
         format: `"savedmodel"`, `"tflite"` or `"onnx"`.
+        quantize: `None`, `"float16"`, `"dynamic"` or `"int8"`.
         size: All bytes on disk.
-        max_logit_difference: Largest difference from Keras' logits on the
-            images compared, see `logits`.
-        top1_agreement: Share of the images with the same best class.
-        scores: The runtime's outputs for the images compared,
-            `(images, classes)`.
-        open: A function without arguments that opens the file in its runtime
-            and returns a function from pixels, float32 `(batch, height,
-            width, channels)`, to outputs `(batch, classes)`.
+        max_logit_difference: Largest difference from Keras' logits (or
+            features) on the images compared, see `logits`.
+        mean_logit_difference: Mean of its absolute value.
+        correlation: Of those logits with Keras'; 1 if both are constant.
+        top1_agreement: Share of the images with the same best class; `None`
+            for features.
+        limits: What these were held against.
+        outputs: The runtime's outputs for the images compared, by name.
+        layer_errors: Of a quantised TFLite file, a
+            `keras_resnext.export.quantization.LayerError` for each layer.
 
     Example:
 
     >>> artifact = to_onnx(model, "model.onnx")
     >>> run = artifact.open()
-    >>> run(pixels).shape
+    >>> run(pixels)["probabilities"].shape
     (8, 1000)
     """
 
     path: pathlib.Path
     format: str
+    quantize: str | None
     size: int
     max_logit_difference: float
-    top1_agreement: float
-    scores: np.ndarray = dataclasses.field(repr=False)
-    open: typing.Callable = dataclasses.field(repr=False)
+    mean_logit_difference: float
+    correlation: float
+    top1_agreement: float | None
+    limits: Limits
+    outputs: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    layer_errors: tuple = dataclasses.field(default=(), repr=False)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The first output, for a classifier the only one."""
+        return next(iter(self.outputs.values()))
+
+    def open(self, threads: int | None = None) -> typing.Callable:
+        """Open the file in its own runtime.
+
+        Args:
+            threads: Threads to use. Defaults to `None`, the runtime's choice.
+
+        Returns:
+            A function from pixels, float32 `(images, height, width,
+            channels)`, to a dict of outputs by name, each `(images, ...)`.
+        """
+        return in_batches(OPENERS[self.format](self.path, threads))
 
 
-def export(
-    model,
-    path,
-    *,
-    format,
-    write,
-    open_file,
-    preprocessing,
-    images,
-    tolerance,
-    overwrite,
-):
-    """Write a file, prove it, and put it in place.
-
-    Args:
-        model: The `keras.Model`.
-        path: Where the file shall be.
-        format: Name of the format.
-        write: A function of a path that writes the file there.
-        open_file: A function of a path that opens the file, see `Artifact`.
-        preprocessing: See `serving_function`.
-        images: Pixels to compare on, `(images, height, width, channels)`;
-            `None` for eight images of uniform noise.
-        tolerance: Largest difference of logits that passes, relative to the
-            largest logit or to 1, whichever is more.
-        overwrite: Whether something may stand at `path` already.
-
-    Returns:
-        An `Artifact`.
+def check_place(path, format, *, overwrite):
+    """Refuse a path before long work.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is false.
-        ExportError: if the file's outputs are not Keras'; it is removed.
-        ValueError: if `images` do not fit the model.
+        FileExistsError: if something else stands there, or anything without
+            `overwrite`.
     """
     path = pathlib.Path(path)
     check_free(path, overwrite=overwrite)
@@ -118,92 +163,152 @@ def export(
             "`path` must be free or hold a savedmodel to replace; the folder "
             f"{path} holds something else."
         )
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
+
+
+def check_images(model, images, argument="images"):
+    """Images as float32, if they fit the model.
+
+    Raises:
+        ValueError: if they have another shape, or there are none.
+    """
     shape = image_shape(model)
-    if images is None:
-        images = noise(model)
     images = np.asarray(images, "float32")
-    if images.shape[1:] != shape or not len(images):
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise ValueError(
-            f"`images` must have shape (images, {', '.join(map(str, shape))})"
-            f"; got {images.shape}."
+            f"`{argument}` must have shape (images, "
+            f"{', '.join(map(str, shape))}); got {images.shape}."
         )
-    reference = keras_runner(model, preprocessing)(images)
+    return images
+
+
+def export(
+    model,
+    path,
+    *,
+    format,
+    write,
+    preprocessing,
+    images,
+    overwrite,
+    quantize=None,
+    limits=None,
+):
+    """Write a file, prove it, and put it in place.
+
+    Args:
+        model: The `keras.Model`.
+        path: Where the file shall be.
+        format: Name of the format.
+        write: A function of a path that writes the file there. It may
+            return a dict of what else the `Artifact` is to say.
+        preprocessing: See `ExportGraph`.
+        images: Pixels to compare on, `(images, height, width, channels)`;
+            `None` for eight images of uniform noise.
+        overwrite: Whether something may stand at `path` already.
+        quantize: How it is quantised.
+        limits: `Limits`; `None` for those of `LIMITS`.
+
+    Returns:
+        An `Artifact`.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is false.
+        ExportError: if the file's outputs are not Keras'; it is removed.
+        ValueError: if `images` do not fit the model.
+    """
+    path = pathlib.Path(path)
+    check_place(path, format, overwrite=overwrite)
+    images = check_images(model, noise(model) if images is None else images)
+    limits = limits or LIMITS[quantize]
+    expected, largest = _expected(model, preprocessing, images)
     with staged(path, overwrite=overwrite) as new:
-        write(new)
-        scores = open_file(new)(images)
-        expected, found = logits(model, reference), logits(model, scores)
-        difference = float(np.max(np.abs(expected - found)))
-        limit = tolerance * max(1.0, float(np.max(np.abs(expected))))
-        # Written so that a NaN fails too.
-        if not difference <= limit:
+        more = write(new) or {}
+        found = in_batches(OPENERS[format](new))(images)
+        found = {name: found[name] for name in expected}
+        agreement = compare(model, expected, found)
+        scale = max(1.0, largest)
+        failed = [
+            f"{name.replace('_', ' ')} {value:.4g} where {limit:.4g} is the "
+            "limit"
+            # Written so that a NaN fails too.
+            for name, value, limit, holds in (
+                (
+                    "logit_difference",
+                    agreement["max_logit_difference"],
+                    limits.logit_difference * scale,
+                    agreement["max_logit_difference"]
+                    <= limits.logit_difference * scale,
+                ),
+                (
+                    "correlation",
+                    agreement["correlation"],
+                    limits.correlation,
+                    agreement["correlation"] >= limits.correlation,
+                ),
+                (
+                    "top1_agreement",
+                    agreement["top1_agreement"],
+                    limits.top1_agreement,
+                    agreement["top1_agreement"] is None
+                    or agreement["top1_agreement"] >= limits.top1_agreement,
+                ),
+            )
+            if not holds
+        ]
+        if failed:
             raise ExportError(
-                f"{path} was not written: its logits must be within "
-                f"{limit:.1e} of Keras' on {len(images)} images; they differ "
-                f"by {difference:.1e}."
+                f"{path} was not written: on {len(images)} images its outputs "
+                f"are not Keras', {'; '.join(failed)}."
             )
     return Artifact(
         path=path,
         format=format,
+        quantize=quantize,
         size=_size(path),
-        max_logit_difference=difference,
-        top1_agreement=float(
-            np.mean(np.argmax(scores, -1) == np.argmax(reference, -1))
-        ),
-        scores=scores,
-        open=lambda: open_file(path),
+        limits=limits,
+        outputs=found,
+        **agreement,
+        **more,
     )
 
 
-def serving_function(model, preprocessing, batch):
-    """The function that is exported: pixels in, named outputs out.
+def compare(model, expected, found):
+    """How two sides' outputs differ.
 
     Args:
-        model: The `keras.Model`, with one output.
-        preprocessing: `"imagenet"` puts `keras_resnext.preprocess_input` in
-            front, so that the file takes RGB pixels in [0, 255]; a layer or
-            model is put in front as it is; `None` exports the bare network.
-        batch: Batch size, or `None` for any.
+        model: The model they came from.
+        expected: Keras' outputs by name.
+        found: The others'.
 
     Returns:
-        A `tf.function` of `image`, float32 `(batch, height, width,
-        channels)`, that returns a dict with the one entry `output_name`.
-
-    Raises:
-        ValueError: if `preprocessing` is none of these or the model's input
-            has no fixed size.
+        A dict of `max_logit_difference`, `mean_logit_difference`,
+        `correlation` and `top1_agreement` as `Artifact` has them.
     """
-    preprocess = _preprocessing(preprocessing)
-    name = output_name(model)
-    spec = tf.TensorSpec((batch, *image_shape(model)), tf.float32, "image")
-
-    @tf.function(input_signature=[spec])
-    def serve(image):
-        outputs = model(preprocess(image), training=False)
-        return {name: tf.cast(outputs, tf.float32)}
-
-    return serve
-
-
-def image_shape(model):
-    """`(height, width, channels)` of the model's input.
-
-    Raises:
-        ValueError: if one of them is not fixed.
-    """
-    shape = tuple(model.input_shape[1:])
-    if len(shape) != 3 or None in shape:
-        raise ValueError(
-            "`model` must have one image input of fixed size; its input shape "
-            f"is {model.input_shape}. Build it with `input_shape`."
-        )
-    return shape
+    pairs = [
+        (logits(model, expected[name]), logits(model, found[name]))
+        for name in output_names(model)
+    ]
+    differences = [np.abs(ours - theirs) for ours, theirs in pairs]
+    scores = [outputs[output_names(model)[0]] for outputs in (expected, found)]
+    agreement = None
+    if output_names(model) in _CLASSIFIED:
+        ours, theirs = (np.argmax(values, axis=-1) for values in scores)
+        agreement = float(np.mean(ours == theirs))
+    return {
+        "max_logit_difference": float(max(d.max() for d in differences)),
+        "mean_logit_difference": float(
+            np.mean(np.concatenate([d.ravel() for d in differences]))
+        ),
+        "correlation": min(_correlation(*pair) for pair in pairs),
+        "top1_agreement": agreement,
+    }
 
 
-def output_name(model):
-    """What the model's output is: `"probabilities"`, or `"outputs"`."""
-    return "probabilities" if ends_in_softmax(model) else "outputs"
+def _correlation(ours, theirs):
+    ours, theirs = ours.ravel(), theirs.ravel()
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return float(np.array_equal(ours, theirs))
+    return float(np.corrcoef(ours, theirs)[0, 1])
 
 
 def logits(model, scores):
@@ -221,11 +326,32 @@ def logits(model, scores):
         float64 array `(images, classes)`.
     """
     scores = np.asarray(scores, "float64")
-    if not ends_in_softmax(model):
+    if output_names(model) != ["probabilities"]:
         return scores
-    # Below float32's smallest normal number, runtimes may flush to zero.
-    logs = np.log(np.maximum(scores, np.finfo("float32").tiny))
+    logs = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
     return logs - logs.mean(axis=-1, keepdims=True)
+
+
+def _expected(model, preprocessing, images):
+    """Keras' outputs by name, and its largest logit.
+
+    Of a network that is sure of everything, such as a fresh one, probabilities
+    show the logits of few classes only; how far float32 rounds follows from
+    the largest of all.
+    """
+    last = model.layers[-1]
+    inside = isinstance(last, (keras.layers.Dense, keras.layers.Softmax))
+    if output_names(model) != ["probabilities"] or not inside:
+        outputs = keras_runner(model, preprocessing)(images)
+        values = [logits(model, value) for value in outputs.values()]
+        return outputs, max(float(np.abs(value).max()) for value in values)
+    probe = keras.Model(model.inputs, [last.input, model.output])
+    before, probabilities = keras_runner(probe, preprocessing)(images).values()
+    if isinstance(last, keras.layers.Dense):
+        kernel, *bias = last.get_weights()
+        before = before.astype("float64") @ kernel + sum(bias)
+    largest = np.abs(before - before.mean(axis=-1, keepdims=True)).max()
+    return {"probabilities": probabilities}, float(largest)
 
 
 def keras_runner(model, preprocessing):
@@ -233,15 +359,24 @@ def keras_runner(model, preprocessing):
 
     Args:
         model: The `keras.Model`.
-        preprocessing: See `serving_function`.
+        preprocessing: See `ExportGraph`.
 
     Returns:
-        A function from pixels `(batch, height, width, channels)` to outputs
-        `(batch, classes)`.
+        A function from pixels `(images, height, width, channels)` to a dict
+        of outputs by name.
     """
-    preprocess = _preprocessing(preprocessing)
-    # Not through `serving_function`: the proof must not share its mistakes.
-    return in_batches(lambda batch: model.predict_on_batch(preprocess(batch)))
+    preprocess = preprocessing_function(preprocessing)
+    names = output_names(model)
+
+    # Not through `ExportGraph`: the proof must not share its mistakes.
+    def run(images):
+        outputs = model.predict_on_batch(preprocess(images))
+        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        if isinstance(outputs, dict):
+            flat = outputs.values()
+        return dict(zip(names, map(np.asarray, flat), strict=True))
+
+    return in_batches(run)
 
 
 def in_batches(run, size=64):
@@ -249,7 +384,11 @@ def in_batches(run, size=64):
 
     def run_all(images):
         parts = np.array_split(images, -(-len(images) // size))
-        return np.concatenate([run(part) for part in parts])
+        outputs = [run(part) for part in parts]
+        return {
+            name: np.concatenate([part[name] for part in outputs])
+            for name in outputs[0]
+        }
 
     return run_all
 
@@ -260,25 +399,56 @@ def noise(model):
     return np.random.default_rng(0).integers(0, 256, shape).astype("float32")
 
 
-def latency(run, images, *, calls=50):
-    """Median time of one call with one image, in milliseconds.
+def check_labels(labels, model):
+    """Labels as a list, if they fit the model.
 
-    Args:
-        run: A function of pixels `(1, height, width, channels)`.
-        images: Pixels `(images, height, width, channels)`, taken in turn.
-        calls: Calls to time, after five that are not. Defaults to 50.
-
-    Returns:
-        Milliseconds.
+    Raises:
+        ValueError: if they are not one for each output.
     """
-    times = []
-    for call in range(-5, calls):
-        image = images[call % len(images)][None]
-        started = time.perf_counter()
-        run(image)
-        if call >= 0:
-            times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
+    if labels is None:
+        return None
+    labels = list(labels)
+    classes = (
+        model.output_shape[-1] if output_names(model) in _CLASSIFIED else 0
+    )
+    names = [label for label in labels if isinstance(label, str)]
+    if len(names) != classes or len(labels) != classes:
+        raise ValueError(
+            f"`labels` must hold the model's {classes} class names; got "
+            f"{labels[:20]}."
+        )
+    return labels
+
+
+def check_quantization(model, quantize, calibration, choices):
+    """Calibration images as float32, if they are what `quantize` needs.
+
+    Raises:
+        ValueError: if `quantize` is none of `choices`, or `calibration` is
+            missing with int8, given without, or of another shape.
+    """
+    if quantize not in choices:
+        raise ValueError(
+            f"`quantize` must be one of {', '.join(map(str, choices))}; got "
+            f"{quantize!r}."
+        )
+    if (calibration is None) == (quantize == "int8"):
+        raise ValueError(
+            "`calibration` must be images with `quantize` int8, and None "
+            f"otherwise; `quantize` is {quantize!r}, and `calibration` is "
+            f"{'None' if calibration is None else 'given'}."
+        )
+    if calibration is None:
+        return None
+    return check_images(model, calibration, "calibration")
+
+
+def describe_input(preprocessing):
+    """What a file takes, in words, for its metadata."""
+    if preprocessing is None:
+        return "what the bare network takes; nothing is normalized in here"
+    kind = preprocessing if isinstance(preprocessing, str) else "own"
+    return f"RGB pixels in [0, 255]; normalization ({kind}) is in here"
 
 
 @contextlib.contextmanager
@@ -295,19 +465,6 @@ def quiet(*names):
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def _preprocessing(preprocessing):
-    if isinstance(preprocessing, str) and preprocessing == "imagenet":
-        return preprocess_input
-    if preprocessing is None:
-        return lambda image: image
-    if isinstance(preprocessing, keras.Layer):
-        return preprocessing
-    raise ValueError(
-        '`preprocessing` must be "imagenet", None, or a Keras layer or model '
-        f"from pixels to the network's input; got {preprocessing!r}."
-    )
 
 
 def _size(path):

@@ -7,10 +7,32 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+import keras_resnext
 from keras_resnext.export import artifact
-from keras_resnext.export.saved_model import check_labels
+from keras_resnext.export.graph import IMAGE
+from keras_resnext.export.graph import ExportGraph
 from keras_resnext.extras import require
 from keras_resnext.layers import use_convolution_path
+
+LAYOUTS = ("NHWC", "NCHW")
+QUANTIZATIONS = (None, "int8")
+_PROTOBUF_BYTES = 2**31  # a message cannot be larger
+# Those of tf2onnx that find something in these graphs; each of the others
+# looks through all of it once more.
+_PASSES = (
+    "optimize_transpose",
+    "fold_constants",
+    "merge_duplication",
+    "reshape_optimizer",
+    "global_pool_optimizer",
+    "remove_identity",
+    "remove_back_to_back",
+)
+# What eight bits are enough for. Softmax is not among them.
+_QUANTIZED_OPERATORS = [
+    *("Conv", "MatMul", "Gemm", "Add", "Relu"),
+    *("MaxPool", "GlobalAveragePool", "Concat"),
+]
 
 
 def to_onnx(
@@ -18,23 +40,35 @@ def to_onnx(
     path: str | os.PathLike,
     *,
     opset: int = 17,
+    layout: str = "NHWC",
+    quantize: str | None = None,
+    calibration: np.ndarray | None = None,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
     images: np.ndarray | None = None,
-    tolerance: float = artifact.TOLERANCE,
+    limits: artifact.Limits | None = None,
     overwrite: bool = False,
 ) -> artifact.Artifact:
-    """Export a model to an ONNX file, float32, with any batch.
+    """Export a model to an ONNX file, with any batch.
 
     The file maps `image`, float32 `(batch, height, width, channels)`, to
-    `probabilities` (`outputs` if the model does not end in softmax). `labels`
-    are kept in its metadata, as a JSON list under `labels`.
+    `probabilities` (`logits` or `features` of a model that ends in those).
+    Batch norms are folded, and each convolution is one `Conv`. Its metadata
+    have `labels` (a JSON list), `input`, `layout` and `source`.
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
         path: File to write.
         opset: ONNX operator set, from 13 to 18. Defaults to 17, the newest
             that keeps GlobalAveragePool through tf2onnx.
+        layout: `"NHWC"`, or `"NCHW"` for images `(batch, channels, height,
+            width)`. Defaults to `"NHWC"`.
+        quantize: `"int8"` for weights in signed and activations in unsigned
+            eight bits (QDQ), but for the softmax. Defaults to `None`,
+            float32.
+        calibration: With int8, images whose activations set the ranges, like
+            `images`; some tens, and not those to compare on. Defaults to
+            `None`.
         preprocessing: `"imagenet"` if the file shall take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
             input, or `None` for the bare network. Defaults to `"imagenet"`.
@@ -42,8 +76,9 @@ def to_onnx(
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        tolerance: Largest difference of logits that passes, relative to the
-            largest logit or to 1, whichever is more. Defaults to 1e-4.
+        limits: What the comparison is held against. Defaults to
+            `Limits(logit_difference=1e-4)`, with int8
+            `Limits(correlation=0.99)`.
         overwrite: Whether to replace what is there. Defaults to `False`.
 
     Returns:
@@ -51,8 +86,9 @@ def to_onnx(
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
-        ExportError: if ONNX Runtime's outputs are not Keras'; then there is
-            no file, or the one that was there before.
+        ExportError: if ONNX Runtime's outputs are not Keras', or a layer
+            cannot be converted; then there is no file, or the one that was
+            there before.
         ModuleNotFoundError: if onnxruntime (extra `export`) is missing.
         ValueError: if an argument is not one of the above.
 
@@ -62,51 +98,191 @@ def to_onnx(
     1.0
     """
     require("onnxruntime", extra="export", purpose="The ONNX check")
+    artifact.check_place(path, "onnx", overwrite=overwrite)
     if type(opset) is not int or opset not in range(13, 19):
         raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
-    labels = check_labels(labels, model)
+    check_layout(layout)
+    calibration = artifact.check_quantization(
+        model, quantize, calibration, QUANTIZATIONS
+    )
+    graph = ExportGraph(model, preprocessing)
+    if graph.bytes > 0.9 * _PROTOBUF_BYTES:
+        raise ValueError(
+            "`model` must have less than 2 GB of weights for ONNX; "
+            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
+        )
+    properties = {
+        "source": f"{model.name}, keras_resnext {keras_resnext.__version__}",
+        "layout": layout,
+        "input": artifact.describe_input(preprocessing),
+    }
+    if labels := artifact.check_labels(labels, model):
+        properties["labels"] = json.dumps(labels)
 
     def write(new):
         import onnx
-        import tf2onnx
 
-        serve = artifact.serving_function(model, preprocessing, batch=None)
-        # Whatever this machine can differentiate: Conv has groups.
-        with (
-            use_convolution_path("native"),
-            artifact.quiet("tf2onnx", "tensorflow"),
-        ):
-            proto, _ = tf2onnx.convert.from_function(
-                serve, input_signature=serve.input_signature, opset=opset
-            )
+        proto = _convert(graph, opset, layout)
+        _fold_padding(proto)
         proto.graph.name = model.name
-        for value in (*proto.graph.input, *proto.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        if labels:
-            onnx.helper.set_model_props(proto, {"labels": json.dumps(labels)})
+        onnx.helper.set_model_props(proto, properties)
         onnx.checker.check_model(proto, full_check=True)
-        onnx.save(proto, new)
+        if quantize is None:
+            onnx.save(proto, new)
+        else:
+            _quantize(proto, calibration, layout, new)
 
     return artifact.export(
         model,
         path,
         format="onnx",
         write=write,
-        open_file=_open,
         preprocessing=preprocessing,
         images=images,
-        tolerance=tolerance,
+        quantize=quantize,
+        limits=limits,
         overwrite=overwrite,
     )
 
 
-def _open(path):
-    import onnxruntime
+def check_layout(layout: str) -> None:
+    """Refuse what is no layout of images.
 
-    session = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"]
-    )
+    Raises:
+        ValueError: if it is none of `LAYOUTS`.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be NHWC or NCHW; got {layout!r}.")
 
-    return artifact.in_batches(
-        lambda batch: session.run(None, {"image": batch})[0]
-    )
+
+def _convert(graph, opset, layout):
+    """The graph as an `onnx.ModelProto`."""
+    import tensorflow as tf
+    from tf2onnx import optimizer
+    from tf2onnx import tfonnx
+
+    passes = optimizer._get_optimizers()
+    # Whatever this machine can differentiate: Conv has groups.
+    with use_convolution_path("native"):
+        definition, image, outputs = graph.frozen(batch=None)
+    with artifact.quiet("tf2onnx", "tensorflow"), tf.Graph().as_default() as g:
+        tf.import_graph_def(definition, name="")
+        del definition  # a copy of all weights
+        try:
+            converted = tfonnx.process_tf_graph(
+                g,
+                opset=opset,
+                input_names=[image],
+                output_names=list(outputs.values()),
+                inputs_as_nchw=[image] if layout == "NCHW" else None,
+                tensors_to_rename={image: IMAGE}
+                | {tensor: name for name, tensor in outputs.items()},
+            )
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise artifact.ExportError(
+                f"`model` must have operations that ONNX has; {error}"
+            ) from error
+    with artifact.quiet("tf2onnx"):
+        # Without `catch_errors`, which copies the whole graph for each pass.
+        converted = optimizer.optimize_graph(
+            converted,
+            catch_errors=False,
+            optimizers={name: passes[name] for name in _PASSES},
+        )
+        proto = converted.make_model(graph.names[0])
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return proto
+
+
+def _fold_padding(proto):
+    """Let convolutions and pools pad by themselves, as far as they can."""
+    import onnx
+
+    constants = {t.name: t for t in proto.graph.initializer}
+    users, makers = {}, {}
+    for node in proto.graph.node:
+        makers.update(dict.fromkeys(node.output, node))
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    kept = {output.name for output in proto.graph.output}
+    for pad in [n for n in proto.graph.node if n.op_type == "Pad"]:
+        readers = users.get(pad.output[0], [])
+        if len(readers) != 1 or pad.output[0] in kept:
+            continue
+        (reader,) = readers
+        amounts = constants.get(pad.input[1])
+        value = constants.get(pad.input[2]) if len(pad.input) > 2 else None
+        source = makers.get(pad.input[0])
+        # A pool pads with what is below everything. Behind a ReLU nothing is
+        # below zero, and each window has something of the image.
+        fits = reader.op_type == "Conv" or (
+            reader.op_type == "MaxPool"
+            and source is not None
+            and source.op_type == "Relu"
+        )
+        if not fits or amounts is None:
+            continue
+        amounts = onnx.numpy_helper.to_array(amounts).tolist()
+        if value is not None and onnx.numpy_helper.to_array(value).any():
+            continue
+        attributes = {a.name: a for a in reader.attribute}
+        automatic = attributes.get("auto_pad")
+        if len(amounts) != 8 or any(amounts[i] for i in (0, 1, 4, 5)):
+            continue
+        if automatic is not None and automatic.s not in (b"NOTSET", b"VALID"):
+            continue
+        before = list(attributes["pads"].ints) if "pads" in attributes else []
+        more = [*amounts[2:4], *amounts[6:8]]
+        pads = [a + b for a, b in zip(before or [0] * 4, more, strict=True)]
+        kernel = attributes["kernel_shape"].ints
+        if reader.op_type == "MaxPool" and any(
+            p >= k for p, k in zip(pads, (*kernel, *kernel), strict=True)
+        ):
+            continue
+        for name in ("pads", "auto_pad"):
+            if name in attributes:
+                reader.attribute.remove(attributes[name])
+        reader.attribute.append(onnx.helper.make_attribute("pads", pads))
+        reader.input[0] = pad.input[0]
+        proto.graph.node.remove(pad)
+    used = {name for node in proto.graph.node for name in node.input}
+    for name, tensor in constants.items():
+        if name not in used:
+            proto.graph.initializer.remove(tensor)
+
+
+def _quantize(proto, calibration, layout, path):
+    """Write the graph with quantised weights and activations."""
+    import onnx
+    from onnxruntime import quantization
+
+    inputs = calibration
+    if layout == "NCHW":
+        inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self._images = iter(inputs)
+
+        def get_next(self):
+            image = next(self._images, None)
+            return None if image is None else {IMAGE: image[None]}
+
+    properties = {p.key: p.value for p in proto.metadata_props}
+    with artifact.quiet("root"):
+        quantization.quantize_static(
+            proto,
+            str(path),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=_QUANTIZED_OPERATORS,
+            per_channel=True,
+            # Signed activations are fused badly: twice the time.
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    quantized = onnx.load(path)
+    onnx.helper.set_model_props(quantized, properties)
+    onnx.checker.check_model(quantized, full_check=True)
+    onnx.save(quantized, path)

@@ -1,6 +1,8 @@
 """TensorFlow SavedModel: for TensorFlow Serving, and for the converters."""
 
+import functools
 import os
+from collections.abc import Callable
 from collections.abc import Sequence
 
 import keras
@@ -8,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnext.export import artifact
+from keras_resnext.export.graph import ExportGraph
+from keras_resnext.preprocessing import resize_and_crop
 
 
 def to_saved_model(
@@ -16,28 +20,45 @@ def to_saved_model(
     *,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
+    top: int = 5,
+    resize: Callable | None = None,
     images: np.ndarray | None = None,
-    tolerance: float = artifact.TOLERANCE,
+    limits: artifact.Limits | None = None,
     overwrite: bool = False,
 ) -> artifact.Artifact:
     """Export a model to a SavedModel that loads with TensorFlow alone.
 
-    It has one signature, `serving_default`, from `image`, float32 `(batch,
-    height, width, channels)` with any batch, to `probabilities` (`outputs` if
-    the model does not end in softmax). `labels` become `assets/labels.txt`.
+    Each weight is stored once, batch norms are folded. Signatures, for any
+    batch:
+
+    | signature | input |
+    |---|---|
+    | `serving_default` | `image`, float32 `(batch, height, width, channels)` |
+    | `image_uint8` | `image`, the same as uint8, a quarter of the bytes |
+    | `image_bytes` | `image_bytes`, strings `(batch,)`: JPEG, PNG, GIF or BMP |
+
+    All put out `probabilities` `(batch, classes)` (`logits` or `features` of
+    a model that ends in those), and of a classifier `top_indices`,
+    `top_scores` and, with labels, `top_labels`, each `(batch, top)` with the
+    best class first. `labels` become `assets/labels.txt` too.
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
         path: Folder to write.
         preprocessing: `"imagenet"` if the file shall take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
-            input, or `None` for the bare network. Defaults to `"imagenet"`.
+            input, or `None` for the bare network, which has `serving_default`
+            only. Defaults to `"imagenet"`.
         labels: Class names, in the order of the outputs. Defaults to `None`.
+        top: Best classes to put out. Defaults to 5.
+        resize: What `image_bytes` does with an image, a TensorFlow function
+            from uint8 `(height, width, 3)` to pixels of the model's size.
+            Defaults to `resize_and_crop`, the largest centred square.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        tolerance: Largest difference of logits that passes, relative to the
-            largest logit or to 1, whichever is more. Defaults to 1e-4.
+        limits: What the comparison is held against. Defaults to
+            `Limits(logit_difference=1e-4)`.
         overwrite: Whether to replace what is there. Defaults to `False`.
 
     Returns:
@@ -51,86 +72,100 @@ def to_saved_model(
 
     Example:
 
-    >>> to_saved_model(model, "resnext50").max_logit_difference
+    >>> to_saved_model(model, "resnext50", labels=imagenet_labels())
+    >>> serve = tf.saved_model.load("resnext50").signatures["image_bytes"]
+    >>> serve(image_bytes=tf.constant([open("cat.jpg", "rb").read()]))
     """
-    labels = check_labels(labels, model)
-
-    def write(new):
-        write_saved_model(
-            artifact.serving_function(model, preprocessing, batch=None),
-            [model, preprocessing],
-            new,
-            labels,
-        )
-
+    artifact.check_place(path, "savedmodel", overwrite=overwrite)
+    if type(top) is not int or top < 1:
+        raise ValueError(f"`top` must be 1 or more; got {top!r}.")
+    graph = ExportGraph(model, preprocessing)
+    labels = artifact.check_labels(labels, model)
+    serving = _Serving(graph, labels, top, resize)
+    whole = preprocessing is not None and graph.shape[2] == 3
     return artifact.export(
         model,
         path,
         format="savedmodel",
-        write=write,
-        open_file=_open,
+        write=lambda new: serving.save(new, whole=whole),
         preprocessing=preprocessing,
         images=images,
-        tolerance=tolerance,
+        limits=limits,
         overwrite=overwrite,
     )
 
 
-def write_saved_model(serve, parts, path, labels=None):
-    """Write a serving function as a SavedModel, each weight once.
-
-    Keras' own `model.export` tracks the variables twice and doubles the size.
+def write_saved_model(graph: ExportGraph, path, *, batch, dtype="float32"):
+    """Write a graph with `serving_default` alone, for converters.
 
     Args:
-        serve: A function of `artifact.serving_function`.
-        parts: The model and the preprocessing that it calls.
+        graph: An `ExportGraph`.
         path: Folder to write.
-        labels: Class names, or `None`.
+        batch: Batch size, or `None` for any.
+        dtype: Of the pixels.
     """
     module = tf.Module()
-    module.weights = [
-        variable.value
-        for part in parts
-        if isinstance(part, keras.Layer)
-        for variable in part.variables
-    ]
-    module.serve = serve
-    if labels:
-        # An asset's source is read while saving, and its name kept.
-        source = path.parent / "labels.txt"
-        source.write_text("\n".join(labels) + "\n")
-        module.labels = tf.saved_model.Asset(str(source))
+    module.weights = [variable.value for variable in graph.variables]
+    module.serve = graph.function(batch, dtype)
     with artifact.quiet("tensorflow"):
-        tf.saved_model.save(module, str(path), signatures=serve)
+        tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
-def check_labels(labels, model):
-    """Labels as a list, if they fit the model.
+class _Serving(tf.Module):
+    """The signatures of a served model."""
 
-    Raises:
-        ValueError: if they are not one for each output.
-    """
-    if labels is None:
-        return None
-    labels, classes = list(labels), model.output_shape[-1]
-    names = [label for label in labels if isinstance(label, str)]
-    if len(names) != classes or len(labels) != classes:
-        raise ValueError(
-            f"`labels` must hold the model's {classes} class names; got "
-            f"{labels[:20]}."
+    def __init__(self, graph, labels, top, resize):
+        super().__init__()
+        self._graph, self._labels, self._top = graph, labels, top
+        size = graph.shape[0]
+        self._resize = resize or functools.partial(resize_and_crop, size=size)
+        self._classifies = graph.names[0] in ("probabilities", "logits")
+        # Keras' own `export` tracks variables twice, and stores them so.
+        self.weights = [variable.value for variable in graph.variables]
+
+    def save(self, path, *, whole):
+        """Write the folder; `whole` adds what takes pictures of any kind."""
+        self.pixels = self._function(self._serve, self._graph.spec(None))
+        signatures = {"serving_default": self.pixels}
+        if whole:
+            spec = self._graph.spec(None, "uint8")
+            self.uint8 = self._function(self._serve, spec)
+            signatures["image_uint8"] = self.uint8
+        if whole and self._graph.shape[0] == self._graph.shape[1]:
+            spec = tf.TensorSpec((None,), tf.string, "image_bytes")
+            self.encoded = self._function(self._serve_bytes, spec)
+            signatures["image_bytes"] = self.encoded
+        if self._labels:
+            # An asset's source is read while saving, and its name kept.
+            source = path.parent / "labels.txt"
+            source.write_text("\n".join(self._labels) + "\n")
+            self.asset = tf.saved_model.Asset(str(source))
+        with artifact.quiet("tensorflow"):
+            tf.saved_model.save(self, str(path), signatures=signatures)
+
+    def _function(self, function, spec):
+        return tf.function(function, input_signature=[spec])
+
+    def _serve(self, image):
+        outputs = self._graph(image)
+        if not self._classifies:
+            return outputs
+        (scores,) = outputs.values()
+        best = tf.math.top_k(scores, min(self._top, scores.shape[-1]))
+        outputs["top_scores"], outputs["top_indices"] = best
+        if self._labels:
+            names = tf.constant(self._labels)
+            outputs["top_labels"] = tf.gather(names, best.indices)
+        return outputs
+
+    def _serve_bytes(self, image_bytes):
+        def pixels(encoded):
+            image = tf.io.decode_image(
+                encoded, channels=3, expand_animations=False
+            )
+            image = self._resize(tf.ensure_shape(image, (None, None, 3)))
+            return tf.ensure_shape(image, self._graph.shape)
+
+        return self._serve(
+            tf.map_fn(pixels, image_bytes, fn_output_signature=tf.float32)
         )
-    return labels
-
-
-def _open(path):
-    loaded = tf.saved_model.load(str(path))
-    serve = loaded.signatures["serving_default"]
-
-    run = artifact.in_batches(
-        lambda batch: next(
-            iter(serve(image=tf.constant(batch)).values())
-        ).numpy()
-    )
-    # The signature does not keep alive the variables that it reads.
-    run.loaded = loaded
-    return run

@@ -1,4 +1,4 @@
-"""TFLite: for phones, and for LiteRT anywhere."""
+"""TFLite, the file for phones and small boards: static, builtin, labelled."""
 
 import os
 import tempfile
@@ -6,97 +6,253 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_resnext.export import artifact
-from keras_resnext.export.saved_model import check_labels
+from keras_resnext.export.graph import IMAGE
+from keras_resnext.export.graph import ExportGraph
+from keras_resnext.export.metadata import LABELS_FILE
+from keras_resnext.export.metadata import image_classifier_metadata
+from keras_resnext.export.quantization import QUANTIZATIONS
+from keras_resnext.export.quantization import layer_errors
+from keras_resnext.export.quantization import quantize_tflite
 from keras_resnext.export.saved_model import write_saved_model
 from keras_resnext.extras import require
 from keras_resnext.layers import use_convolution_path
+
+INPUT_DTYPES = ("float32", "uint8")
+_FLATBUFFER_BYTES = 2**31  # offsets are signed
+_TRACED_IMAGES = 4  # for the errors of layers
 
 
 def to_tflite(
     model: keras.Model,
     path: str | os.PathLike,
     *,
+    quantize: str | None = None,
+    calibration: np.ndarray | None = None,
+    exclude: int | Sequence[str] = 0,
+    input_dtype: str | None = None,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
     images: np.ndarray | None = None,
-    tolerance: float = artifact.TOLERANCE,
+    limits: artifact.Limits | None = None,
     overwrite: bool = False,
 ) -> artifact.Artifact:
-    """Export a model to a TFLite file, float32, batch 1, builtin operators.
+    """Export a model to a TFLite file: batch 1, builtin operators.
 
-    The file maps `image`, float32 `(1, height, width, channels)`, to
-    `probabilities` (`outputs` if the model does not end in softmax). `labels`
-    are attached as `labels.txt`, in the way TFLite attaches files: the file
-    is a zip archive too.
+    The signature `serving_default` maps `image`, `(1, height, width,
+    channels)`, to `probabilities`, float32 `(1, classes)` (`logits` or
+    `features` of a model that ends in those). The file has TFLite metadata,
+    with which MediaPipe Tasks opens it, and `labels` as `labels.txt`, in the
+    way TFLite attaches files: it is a zip archive too.
+
+    | `quantize` | size | computes in |
+    |---|---|---|
+    | `None` | 1 | float32 |
+    | `"float16"` | 1/2 | float32, or float16 on a GPU |
+    | `"dynamic"` | 1/4 | convolutions in int8, ranges found at each call |
+    | `"int8"` | 1/4 | int8 with ranges from `calibration`; softmax in float32 |
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
         path: File to write.
+        quantize: One of the table. Defaults to `None`.
+        calibration: With int8, images whose activations set the ranges, like
+            `images`; some tens, and not those to compare on. Defaults to
+            `None`.
+        exclude: Layers that stay in float32: their names, or how many of
+            those with the largest error of their own, see `layer_errors` of
+            what is returned. Defaults to 0.
+        input_dtype: `"float32"` or `"uint8"`. Defaults to uint8 with int8,
+            else to float32.
         preprocessing: `"imagenet"` if the file shall take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
-            input, or `None` for the bare network. Defaults to `"imagenet"`.
+            input, or `None` for the bare network, whose input is float32.
+            Defaults to `"imagenet"`.
         labels: Class names, in the order of the outputs. Defaults to `None`.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        tolerance: Largest difference of logits that passes, relative to the
-            largest logit or to 1, whichever is more. Defaults to 1e-4.
+        limits: What the comparison is held against. Defaults to those of
+            `keras_resnext.export.artifact.LIMITS`.
         overwrite: Whether to replace what is there. Defaults to `False`.
 
     Returns:
-        An `Artifact`.
+        An `Artifact`; with dynamic and int8 it has `layer_errors`.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
         ExportError: if LiteRT's outputs are not Keras', or an operator is not
             builtin; then there is no file, or the one that was there before.
-        ModuleNotFoundError: if ai-edge-litert (extra `export`) is missing.
+        ModuleNotFoundError: if ai-edge-litert or, to quantise,
+            ai-edge-quantizer (extra `export`) is missing.
         ValueError: if an argument is not one of the above.
 
     Example:
 
     >>> to_tflite(model, "resnext50.tflite", labels=names).size
+    >>> to_tflite(model, "small.tflite", quantize="int8", calibration=photos)
     """
     require("ai_edge_litert", extra="export", purpose="The TFLite check")
-    labels = check_labels(labels, model)
+    if quantize:
+        require("ai_edge_quantizer", extra="export", purpose="`quantize`")
+    artifact.check_place(path, "tflite", overwrite=overwrite)
+    calibration = artifact.check_quantization(
+        model, quantize, calibration, QUANTIZATIONS
+    )
+    if exclude and quantize not in ("dynamic", "int8"):
+        raise ValueError(
+            "`exclude` needs `quantize` dynamic or int8; got "
+            f"{exclude!r} with {quantize!r}."
+        )
+    bare = preprocessing is None
+    if input_dtype is None:
+        input_dtype = "uint8" if quantize == "int8" and not bare else "float32"
+    if input_dtype not in INPUT_DTYPES or (bare and input_dtype == "uint8"):
+        raise ValueError(
+            "`input_dtype` must be float32, or uint8 with `preprocessing`; "
+            f"got {input_dtype!r}."
+        )
+    graph = ExportGraph(model, preprocessing)
+    if graph.bytes > 0.9 * _FLATBUFFER_BYTES:
+        raise ValueError(
+            "`model` must have less than 2 GB of weights for TFLite; "
+            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
+        )
+    labels = artifact.check_labels(labels, model)
+    samples = artifact.noise(model) if images is None else images
 
     def write(new):
-        # Whatever this machine can differentiate: CONV_2D has groups.
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            use_convolution_path("native"),
-        ):
-            saved = Path(folder) / "saved_model"
-            write_saved_model(
-                artifact.serving_function(model, preprocessing, batch=1),
-                [model, preprocessing],
-                saved,
+        # A quantised input is made of a float one.
+        quantized_input = quantize == "int8" and input_dtype == "uint8"
+        content = _convert(graph, "float32" if quantized_input else input_dtype)
+        errors = []
+        if quantize:
+            content, errors = _quantize(
+                content, quantize, calibration, exclude, samples
             )
-            converter = tf.lite.TFLiteConverter.from_saved_model(
-                str(saved), signature_keys=["serving_default"]
-            )
-            new.write_bytes(converter.convert())
+        content = _finish(content, model, graph, labels, quantized_input)
+        new.write_bytes(content)
         check_operators(new)
         if labels:
+            # Appended, so that positions in the archive are the file's.
             with zipfile.ZipFile(new, "a") as archive:
-                archive.writestr("labels.txt", "\n".join(labels) + "\n")
+                archive.writestr(LABELS_FILE, "\n".join(labels) + "\n")
+        return {"layer_errors": tuple(errors)}
 
     return artifact.export(
         model,
         path,
         format="tflite",
         write=write,
-        open_file=_open,
         preprocessing=preprocessing,
         images=images,
-        tolerance=tolerance,
+        quantize=quantize,
+        limits=limits,
         overwrite=overwrite,
     )
+
+
+def _convert(graph, dtype):
+    """The float32 file's content."""
+    # Whatever this machine can differentiate: CONV_2D has groups.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        use_convolution_path("native"),
+    ):
+        saved = Path(folder) / "saved_model"
+        write_saved_model(graph, saved, batch=1, dtype=dtype)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            str(saved), signature_keys=["serving_default"]
+        )
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter's own class, a plain one
+            reason = str(error).strip().splitlines()[0]
+            raise artifact.ExportError(
+                f"`model` must have operations that TFLite has; {reason}"
+            ) from error
+
+
+def _quantize(content, quantize, calibration, exclude, samples):
+    """The quantised content, and the errors of its layers."""
+    samples = np.asarray(samples, "float32")[:_TRACED_IMAGES]
+
+    def quantized(names):
+        found = quantize_tflite(content, quantize, calibration, names)
+        if quantize == "float16":
+            return found, []
+        return found, layer_errors(content, found, samples)
+
+    if not isinstance(exclude, int):
+        return quantized(exclude)
+    found, errors = quantized(())
+    if not exclude:
+        return found, errors
+    worst = sorted(errors, key=lambda error: error.own)[-exclude:]
+    return quantized([error.name for error in worst])
+
+
+class _AlignedBuilder(flatbuffers.Builder):
+    """Weights begin at multiples of 16 bytes, as TFLite's own files have."""
+
+    def CreateNumpyVector(self, x):
+        self.Prep(16, x.nbytes)
+        return super().CreateNumpyVector(x)
+
+
+def _finish(content, model, graph, labels, quantized_input):
+    """Add metadata, and make a quantised input of plain pixels."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    for buffer in parsed.buffers:
+        if buffer.offset > 1:  # behind the FlatBuffer, as the quantiser writes
+            end = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(content[buffer.offset : end], "uint8")
+            buffer.offset = buffer.size = 0
+    if quantized_input:
+        _take_pixels(parsed, schema)
+    data = image_classifier_metadata(
+        name=model.name,
+        description=artifact.describe_input("imagenet"),
+        shape=graph.shape,
+        input_name=IMAGE,
+        output_names=graph.names,
+        has_labels=labels is not None,
+    )
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data, "uint8")
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = "TFLITE_METADATA", len(parsed.buffers)
+    parsed.buffers.append(buffer)
+    parsed.metadata = [*(parsed.metadata or ()), entry]
+    builder = _AlignedBuilder(len(content) + len(data))
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    return builder.Output()
+
+
+def _take_pixels(parsed, schema):
+    """Let the first operator turn unsigned pixels into signed ones.
+
+    The quantiser writes it for floats, with a scale from the images it saw;
+    pixels are whole numbers from 0 to 255, so that nothing is rounded.
+    """
+    (graph,) = parsed.subgraphs
+    (index,) = graph.inputs
+    (first,) = (op for op in graph.operators if index in op.inputs)
+    for tensor, kind, zero in (
+        (graph.tensors[index], schema.TensorType.UINT8, 0),
+        (graph.tensors[first.outputs[0]], schema.TensorType.INT8, -128),
+    ):
+        tensor.type = kind
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = np.float32([1])
+        tensor.quantization.zeroPoint = np.int64([zero])
 
 
 def operators(path: str | os.PathLike) -> list[str]:
@@ -151,17 +307,3 @@ def check_operators(path: str | os.PathLike) -> None:
             "A TFLite file must have builtin operators only; the converter "
             f"wrote {', '.join(sorted(bad))}."
         )
-
-
-def _open(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path), num_threads=os.cpu_count())
-    serve = interpreter.get_signature_runner("serving_default")
-
-    def run(images):
-        return np.concatenate(
-            [next(iter(serve(image=image[None]).values())) for image in images]
-        )
-
-    return run

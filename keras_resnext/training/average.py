@@ -17,17 +17,18 @@ class MovingAverage:
     Args:
         model: A `keras.Model`.
         decay: Share that the average keeps at each step; 0 for no average.
+        begin: Step up to which it takes the model's numbers over instead.
 
     Example:
 
-    >>> average = MovingAverage(model, 0.999)
-    >>> average.update(first=True)  # in each step, after the optimizer
+    >>> average = MovingAverage(model, 0.999, begin=100)
+    >>> average.update(optimizer.iterations)  # in each step, at its end
     >>> with average.in_place():
     ...     model.save("model.keras")
     """
 
-    def __init__(self, model: keras.Model, decay: float):
-        self._decay = decay
+    def __init__(self, model: keras.Model, decay: float, begin: int):
+        self._decay, self._begin = decay, begin
         self._variables = [
             variable.value
             for variable in (model.variables if decay else ())
@@ -38,22 +39,26 @@ class MovingAverage:
             for variable in self._variables
         ]
 
-    def update(self, first) -> None:
+    def update(self, step) -> None:
         """Move towards the model's variables, or take them over.
 
         Args:
-            first: Whether this is the first step, a boolean or a tensor.
+            step: Number of the step that was just done, from 1.
         """
-        decay = tf.where(first, 0.0, self._decay)
+        share = tf.where(step <= max(1, self._begin), 1.0, 1 - self._decay)
         for average, variable in zip(
             self.averages, self._variables, strict=True
         ):
-            keep = tf.cast(decay, variable.dtype)
-            average.assign(keep * average + (1 - keep) * variable)
+            # What does not change stays as it is, to the bit.
+            difference = variable - average
+            average.assign_add(tf.cast(share, variable.dtype) * difference)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average in the model's variables, as long as this lasts."""
+        """The average in the model's variables, as long as this lasts.
+
+        Replicas must have the same numbers: they all get the first one's back.
+        """
         kept = [variable.numpy() for variable in self._variables]
         _assign(self._variables, self.averages)
         try:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
+from collections.abc import Collection
 
 import numpy as np
 import tensorflow as tf
@@ -181,7 +182,12 @@ class ImageData:
         return np.array(names), np.array(labels, "int64")
 
     def pixels(
-        self, split: str, image_size: int, *, crop: float = 1.0
+        self,
+        split: str,
+        image_size: int,
+        *,
+        crop: float = 1.0,
+        without: Collection[str] = (),
     ) -> tf.data.Dataset:
         """All images of a split as a network is shown them, in order.
 
@@ -189,18 +195,73 @@ class ImageData:
             split: Name of the split.
             image_size: Side of the images, in pixels.
             crop: See `Recipe.eval_crop`. Defaults to 1.
+            without: Names of images to leave out, such as those that
+                `evaluate` found to be none. Defaults to none.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
             `(image_size, image_size, 3)`, and labels, int64.
         """
-        return self.encoded(split).map(
+        examples = self.encoded(split)
+        if without:
+            examples = examples.filter(
+                lambda name, *_: tf.reduce_all(name != tf.constant([*without]))
+            )
+        return examples.map(
             lambda name, encoded, label: (
                 resize_and_crop(decode(encoded), image_size, crop=crop),
                 label,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
+
+
+def read_images(
+    data: ImageData,
+    split: str,
+    show: Callable,
+    *,
+    count: int,
+    shuffle_seed: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some images of a split, in memory.
+
+    Args:
+        data: An `ImageData`, prepared.
+        split: Name of the split.
+        show: What makes an array of one size of each, uint8 `(height, width,
+            3)`.
+        count: How many images, if there are so many.
+        shuffle_seed: Seed of which; `None` for the first. Defaults to `None`.
+
+    Returns:
+        What `show` returns, stacked, and labels, `(images,)`.
+
+    Raises:
+        ValueError: if one cannot be decoded, or there is no such split.
+
+    Example:
+
+    >>> show = functools.partial(resize_and_crop, size=16)
+    >>> images, labels = read_images(data, "train", show, count=100)
+    """
+    examples = data.encoded(split, shuffle_seed=shuffle_seed).take(count)
+    images, labels = [], []
+    for name, encoded, label in examples.as_numpy_iterator():
+        try:
+            image = decode(encoded)
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(
+                "`dataset` must have images that can be decoded; cannot decode "
+                f"{name.decode()}."
+            ) from error
+        images.append(np.asarray(show(image.numpy()), "float32"))
+        labels.append(label)
+    if not images:
+        raise ValueError(
+            f"`dataset` must have images; the split {split} has none."
+        )
+    return np.stack(images), np.array(labels)
 
 
 class BadImages:

@@ -34,7 +34,9 @@ from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
+from keras_resnext.training.workdir import Notes
 from keras_resnext.training.workdir import Run
+from keras_resnext.training.workdir import write_notes
 
 _NO_IMAGE_DECODED = (
     "`dataset` must have images that can be decoded; the split {} has none."
@@ -89,6 +91,8 @@ class Evaluation:
         predictions: Predicted classes, int64 `(examples,)`.
         in_top5: Whether the true class is among the five most probable, bool
             `(examples,)`.
+        bad_images: Names of images that could not be decoded and are left
+            out of all of these.
 
     Example:
 
@@ -101,6 +105,7 @@ class Evaluation:
     labels: np.ndarray
     predictions: np.ndarray
     in_top5: np.ndarray
+    bad_images: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def examples(self):
@@ -229,6 +234,7 @@ def train(
             on_step=on_step or (lambda progress: None),
             on_epoch=on_epoch or (lambda entry: None),
         )
+    _meet(strategy)  # or the run would not yet have what others write
     return run
 
 
@@ -240,14 +246,18 @@ def _check_options(steps_per_call, save_every_steps, keep, on_bad_image):
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-    if on_bad_image not in ("error", "skip"):
-        raise ValueError(
-            f'`on_bad_image` must be "error" or "skip"; got {on_bad_image!r}.'
-        )
+    _check_on_bad_image(on_bad_image)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "Training needs image_data_format channels_last (keras.json); "
             f"got {keras.config.image_data_format()}."
+        )
+
+
+def _check_on_bad_image(value):
+    if value not in ("error", "skip"):
+        raise ValueError(
+            f'`on_bad_image` must be "error" or "skip"; got {value!r}.'
         )
 
 
@@ -311,16 +321,22 @@ def _freeze(model, last):
 def _prepare(data, strategy):
     """Download and write the data set, by one worker first."""
 
+    if is_chief(strategy):
+        data.prepare()
+    _meet(strategy)
+    if not is_chief(strategy):
+        data.prepare()
+
+
+def _meet(strategy):
+    """Wait until all workers are here."""
+
     @tf.function
     def meet():
         one = strategy.run(lambda: tf.constant(1.0))
         return strategy.reduce("SUM", one, axis=None)
 
-    if is_chief(strategy):
-        data.prepare()
     meet()
-    if not is_chief(strategy):
-        data.prepare()
 
 
 @contextlib.contextmanager
@@ -358,7 +374,11 @@ class _Training:
             self.optimizer = make_optimizer(
                 recipe, self.steps_per_epoch, model.trainable_variables
             )
-            self.average = MovingAverage(model, recipe.ema_decay)
+            self.average = MovingAverage(
+                model,
+                recipe.ema_decay,
+                begin=round(recipe.warmup_epochs * self.steps_per_epoch),
+            )
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Of the epoch so far, see `make_train_steps`.
         self.totals = tf.Variable(tf.zeros(5, tf.float64), trainable=False)
@@ -409,14 +429,14 @@ class _Training:
         @tf.function
         def of_all(step):
             step = self.strategy.run(tf.identity, args=(step,))
-            return self.strategy.reduce("SUM", step, axis=None)
+            return self.strategy.gather(step, axis=0)
 
-        step, replicas = int(self.step), self.strategy.num_replicas_in_sync
-        if int(of_all(tf.constant(step))) != step * replicas:
+        found = of_all(tf.constant([int(self.step)])).numpy()
+        if np.ptp(found):
             raise RuntimeError(
                 "All workers must go on from the same checkpoint; the newest "
-                f"that this one can read in {self.run.checkpoints} is of step "
-                f"{step}."
+                f"that they can read in {self.run.checkpoints} are of steps "
+                f"{', '.join(map(str, sorted(set(found.tolist()))))}."
             )
 
     def run_epochs(self, **options):
@@ -426,6 +446,7 @@ class _Training:
         ):
             progress = self._run_epoch(epoch, **options)
             self._check_finite(progress.step)
+            self.share_statistics()
             with self.average.in_place():
                 loss, accuracy = self._evaluate(options["steps_per_call"])
                 self._keep_model(accuracy)
@@ -533,7 +554,6 @@ class _Training:
 
     def _evaluate(self, steps_per_call):
         """Mean loss and accuracy on the held-out split, all of it."""
-        self.share_statistics()
         split = self.data.held_out_split
         replicas = self.strategy.num_replicas_in_sync
         batch_size = -(-self.recipe.batch_size // replicas) * replicas
@@ -585,6 +605,7 @@ class _Training:
         self.final_model.set_weights(self.model.get_weights())
         with staged(path, overwrite=True) as new:
             self.final_model.save(new)
+            write_notes(new, Notes(self.data.labels, self.recipe.eval_crop))
 
     def _note(self, progress, loss, accuracy):
         entry = {
@@ -598,7 +619,6 @@ class _Training:
             "waiting": progress.waiting,
         }
         self.history.append(entry)
-        self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if not self.writes:
             return
         self.run.write_history(self.history)
@@ -614,6 +634,8 @@ class _Training:
     def _save(self):
         self._check_finite(int(self.step))
         self.share_statistics()
+        # Before: what is trained on later does not meet them again.
+        self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if self.writes:
             self.checkpoints.save(int(self.step))
 
@@ -660,6 +682,7 @@ def evaluate(
     >>> evaluate(Run("runs/digits").load_model(), "digits").examples
     360
     """
+    _check_on_bad_image(on_bad_image)
     data = open_dataset(dataset, data_dir)
     check_classifier(model)
     classes, size = model.output_shape[-1], image_size(model)
@@ -693,4 +716,4 @@ def evaluate(
             f"{len(labels)}."
         )
     loss = float(losses.astype("float64").mean())
-    return Evaluation(split, loss, labels, predictions, in_top5)
+    return Evaluation(split, loss, labels, predictions, in_top5, bad.names)

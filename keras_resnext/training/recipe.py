@@ -62,8 +62,8 @@ class Recipe:
         clip_norm: Largest norm of all gradients together, after they are
             summed over replicas; 0 for no limit.
         ema_decay: Share that the moving average of the weights, and of batch
-            norm's statistics, keeps at each step; it is what is evaluated and
-            saved. 0 for none.
+            norm's statistics, keeps at each step after the warm-up; it is what
+            is evaluated and saved. 0 for none.
         label_smoothing: Probability spread evenly over all classes.
         precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"`,
             whose loss is scaled.

@@ -164,7 +164,7 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
             gradients = [g / replicas for g in gradients]
         optimizer.apply(gradients, variables)
         if average:
-            average.update(first=optimizer.iterations <= 1)
+            average.update(optimizer.iterations)
         # A tensor of each replica's own; sums are over replicas.
         return loss, correct, tf.reduce_sum(weights), tf.identity(stop)
 

@@ -1,5 +1,6 @@
 """Where the replicas run."""
 
+import functools
 import json
 import os
 
@@ -55,7 +56,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
     if name == "mirrored":
         gpus = tf.config.list_logical_devices("GPU")
         devices = gpus or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([d.name for d in devices])
+        return _mirrored(tuple(device.name for device in devices))
     # Not `OneDeviceStrategy`, whose steps take a twentieth longer on CPUs.
     return tf.distribute.get_strategy()
 
@@ -99,6 +100,13 @@ def worker_name(strategy: tf.distribute.Strategy) -> str:
     if resolver.task_id == 0 and not has_chief:
         return ""
     return f"worker{resolver.task_id}"
+
+
+@functools.cache
+def _mirrored(devices):
+    # One for the process: a second one would begin to number its collective
+    # operations anew, and meet those of the first.
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _find_out():

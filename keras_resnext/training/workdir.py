@@ -4,11 +4,55 @@ import dataclasses
 import json
 import os
 import pathlib
+import typing
+import zipfile
 
 import keras
 
 from keras_resnext.files import staged
 from keras_resnext.training.recipe import Recipe
+
+_NOTES_FILE = "keras_resnext.json"
+
+
+class Notes(typing.NamedTuple):
+    """What a `.keras` file of this package knows beside the network.
+
+    Args:
+        labels: Class names, in the order of the outputs.
+        crop: See `Recipe.eval_crop`.
+
+    Example:
+
+    >>> read_notes("runs/digits/model.keras").labels[:2]
+    ['0', '1']
+    """
+
+    labels: list[str] | None = None
+    crop: float = 1.0
+
+
+def write_notes(path: str | os.PathLike, notes: Notes) -> None:
+    """Add notes to a `.keras` file, an archive whose other parts Keras reads.
+
+    Args:
+        path: The file.
+        notes: The `Notes`.
+    """
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(_NOTES_FILE, json.dumps(notes._asdict()))
+
+
+def read_notes(path: str | os.PathLike) -> Notes:
+    """The notes in a `.keras` file; of one from elsewhere, their defaults.
+
+    Args:
+        path: The file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if _NOTES_FILE not in archive.namelist():
+            return Notes()
+        return Notes(**json.loads(archive.read(_NOTES_FILE)))
 
 
 class Run:
@@ -26,6 +70,8 @@ class Run:
     | `best.keras` | the model of the epoch with the best held-out accuracy |
     | `learning_curves.png` | the history drawn |
     | `model.keras` | the trained model, once training is done |
+
+    The models know the class names and what was cropped, see `read_notes`.
 
     Args:
         path: The folder; it need not exist.

@@ -98,6 +98,16 @@ class Weights:
             std=self.std,
         )
 
+    def pixels(self) -> Callable:
+        """What `transform` does before it normalizes.
+
+        Returns:
+            A function from uint8 `(height, width, 3)` of any size to float32
+            `(image_size, image_size, 3)`, whole numbers in [0, 255].
+        """
+        plain = dataclasses.replace(self, mean=(0,) * 3, std=(1 / 255,) * 3)
+        return plain.transform()
+
     @property
     def size_mb(self) -> float:
         """Size of the file's arrays in megabytes (10^6 bytes), float32."""

@@ -1,0 +1,237 @@
+"""What is exported: pixels in, preprocessing, the network, named outputs."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from keras_resnext.forms import fold_batch_norm
+from keras_resnext.preprocessing import ends_in_softmax
+from keras_resnext.preprocessing import preprocess_input
+
+IMAGE = "image"  # the input's name in every format
+
+
+class ExportGraph:
+    """A model for inference behind its preprocessing, as TensorFlow functions.
+
+    Batch norms are folded into convolutions where `fold_batch_norm` can do
+    it; what it refuses is exported as it is.
+
+    Args:
+        model: A `keras.Model` with one image input of fixed size.
+        preprocessing: `"imagenet"` puts `keras_resnext.preprocess_input` in
+            front, so that the file takes RGB pixels in [0, 255]; a layer or
+            model is put in front as it is; `None` exports the bare network.
+
+    Raises:
+        ValueError: if `model` or `preprocessing` is something else, or the
+            model does not compute in float32.
+
+    Example:
+
+    >>> graph = ExportGraph(keras_resnext.ResNeXt50(weights=None), "imagenet")
+    >>> graph.function(batch=1)(image)["probabilities"].shape
+    TensorShape([1, 1000])
+    """
+
+    def __init__(self, model, preprocessing):
+        self._preprocess = preprocessing_function(preprocessing)
+        self.shape = image_shape(model)
+        self.names = output_names(model)
+        lower = {
+            layer.compute_dtype
+            for layer in model._flatten_layers()
+            if layer.compute_dtype != "float32"
+        }
+        if lower:
+            raise ValueError(
+                "`model` must compute in float32; it has layers in "
+                f"{', '.join(sorted(lower))}. Build it under the policy "
+                "float32 and give it the same weights."
+            )
+        # What is not made of convolutions and batch norms stays as it is.
+        with contextlib.suppress(ValueError):
+            model = fold_batch_norm(model)
+        self._model = model
+
+    @property
+    def variables(self):
+        """All `keras.Variable`s that the functions read."""
+        layers = [self._model]
+        if isinstance(self._preprocess, keras.Layer):
+            layers.append(self._preprocess)
+        return [v for layer in layers for v in layer.variables]
+
+    @property
+    def bytes(self):
+        """Size of all weights."""
+        return sum(v.value.dtype.size * v.value.shape.num_elements()
+                   for v in self.variables)  # fmt: skip
+
+    def spec(self, batch, dtype="float32"):
+        """`tf.TensorSpec` of images, `(batch, height, width, channels)`."""
+        return tf.TensorSpec((batch, *self.shape), dtype, IMAGE)
+
+    def __call__(self, images):
+        """Outputs by name for pixels of any numeric dtype, in a graph."""
+        return self._named(self._model(self._pixels(images), training=False))
+
+    def function(self, batch, dtype="float32"):
+        """A `tf.function` of images that reads the variables."""
+        return tf.function(self, input_signature=[self.spec(batch, dtype)])
+
+    def frozen(self, batch):
+        """A `tf.GraphDef` of float32 images that holds the weights.
+
+        Args:
+            batch: Batch size, or `None` for any.
+
+        Returns:
+            The graph, the name of its input, and a dict from an output's name
+            to that of its tensor.
+        """
+        # As arrays: TensorFlow makes a captured tensor an input of the graph.
+        values = [
+            [keras.ops.convert_to_numpy(v) for v in variables]
+            for variables in (
+                self._model.trainable_variables,
+                self._model.non_trainable_variables,
+            )
+        ]
+
+        @tf.function(autograph=False, input_signature=[self.spec(batch)])
+        def serve(images):
+            trainable, others = tf.nest.map_structure(tf.constant, values)
+            outputs, _ = self._model.stateless_call(
+                trainable, others, self._pixels(images), training=False
+            )
+            return self._named(outputs)
+
+        concrete = serve.get_concrete_function()
+        definition = concrete.graph.as_graph_def()
+        _freeze_captures(concrete, definition)
+        outputs = {
+            name: tensor.name
+            for name, tensor in concrete.structured_outputs.items()
+        }
+        return definition, concrete.inputs[0].name, outputs
+
+    def _pixels(self, images):
+        with tf.name_scope("preprocessing"):
+            return self._preprocess(tf.cast(images, tf.float32))
+
+    def _named(self, outputs):
+        return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
+
+
+def _freeze_captures(concrete, definition):
+    """Make constants of what a preprocessing layer reads: small arrays."""
+    captures = {
+        inner.op.name: outer for outer, inner in concrete.graph.captures
+    }
+    nodes = {node.name: node for node in definition.node}
+    for node in list(definition.node):
+        if node.op == "ReadVariableOp" and node.input[0] in captures:
+            handle = captures[node.input[0]]
+            value = tf.raw_ops.ReadVariableOp(
+                resource=handle, dtype=node.attr["dtype"].type
+            )
+            _make_constant(node, value)
+    for name, value in captures.items():
+        if value.dtype == tf.resource:
+            definition.node.remove(nodes[name])
+        else:
+            _make_constant(nodes[name], value)
+
+
+def _make_constant(node, value):
+    name = node.name
+    node.Clear()
+    node.name, node.op = name, "Const"
+    node.attr["dtype"].type = value.dtype.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
+
+
+def resize_then_crop(image, *, resize_size, image_size, interpolation):
+    """What published weights were evaluated on, in TensorFlow.
+
+    As `weights.transform.resize_crop_normalize` without normalization, but
+    for the resizing itself, whose pixels differ from Pillow's by some levels.
+
+    Args:
+        image: uint8 tensor `(height, width, 3)`.
+        resize_size: What the shorter side becomes, in pixels.
+        image_size: Side of the centre crop, in pixels.
+        interpolation: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        float32 tensor `(image_size, image_size, 3)` in [0, 255].
+    """
+    sides = tf.shape(image)[:2]
+    # The longer side is rounded down, the crop's corner to the nearest.
+    sides = resize_size * sides // tf.reduce_min(sides)
+    image = tf.image.resize(image, sides, interpolation, antialias=True)
+    image = tf.clip_by_value(image, 0, 255)  # bicubic overshoots
+    top, left = tf.unstack(
+        tf.cast(tf.round((sides - image_size) / 2), tf.int32)
+    )
+    return tf.image.crop_to_bounding_box(
+        image, top, left, image_size, image_size
+    )
+
+
+def image_shape(model):
+    """`(height, width, channels)` of the model's input.
+
+    Raises:
+        ValueError: if it is no model or one of them is not fixed.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
+    shape = model.input_shape[1:] if len(model.inputs) == 1 else ()
+    if len(shape) != 3 or None in shape:
+        raise ValueError(
+            "`model` must have one image input of fixed size; its input shape "
+            f"is {model.input_shape}. Build it with `input_shape`."
+        )
+    return tuple(shape)
+
+
+def output_names(model):
+    """What the model's outputs are, in their order.
+
+    `"probabilities"`, `"logits"` of a dense layer, or `"features"`; if there
+    are several, their layers' names.
+    """
+    if len(model.outputs) > 1:
+        return [str(name) for name in model.output_names]
+    if ends_in_softmax(model):
+        return ["probabilities"]
+    if isinstance(last_layer(model), keras.layers.Dense):
+        return ["logits"]
+    return ["features"]
+
+
+def last_layer(model):
+    """The layer that puts out a model's result, in whatever model it is."""
+    last = model.layers[-1]
+    return last_layer(last) if isinstance(last, keras.Model) else last
+
+
+def preprocessing_function(preprocessing):
+    """What `preprocessing` means: a function of pixels.
+
+    Raises:
+        ValueError: if it is none of those of `ExportGraph`.
+    """
+    if isinstance(preprocessing, str) and preprocessing == "imagenet":
+        return preprocess_input
+    if preprocessing is None:
+        return lambda image: image
+    if isinstance(preprocessing, keras.Layer):
+        return preprocessing
+    raise ValueError(
+        '`preprocessing` must be "imagenet", None, or a Keras layer or model '
+        f"from pixels to the network's input; got {preprocessing!r}."
+    )

@@ -1,0 +1,119 @@
+"""TFLite metadata: what MediaPipe and other readers need to know of a file.
+
+The FlatBuffer is written table by table: MediaPipe's own writer fails on
+import in its wheels (1.2.2), and no other package has one. The numbers of the
+fields are those of tensorflow/lite/schema metadata_schema.fbs, version 1.5.
+"""
+
+import flatbuffers
+import numpy as np
+
+LABELS_FILE = "labels.txt"
+_IDENTIFIER = b"M001"
+# Union members and enumerators.
+_IMAGE_PROPERTIES = _RGB = _NORMALIZATION = np.uint8(1)
+_FEATURE_PROPERTIES = np.uint8(1)
+_IMAGE = np.uint8(2)
+_AXIS_LABELS = np.int8(2)
+
+
+def image_classifier_metadata(
+    *, name, description, shape, input_name, output_names, has_labels
+) -> bytes:
+    """Metadata of a network from an image to classes or features.
+
+    A float input must have normalization options; pixels in [0, 255] go in
+    as they are, because the graph normalizes them: mean 0, deviation 1.
+
+    Args:
+        name: Of the model.
+        description: Of the model.
+        shape: `(height, width, channels)` of the image.
+        input_name: What the image is called.
+        output_names: What the outputs are called; they are described in
+            alphabetical order, which is the file's.
+        has_labels: Whether `LABELS_FILE` goes with the file, a class a line.
+
+    Returns:
+        A FlatBuffer with the identifier M001.
+
+    Example:
+
+    >>> image_classifier_metadata(
+    ...     name="resnext50", description="", shape=(224, 224, 3),
+    ...     input_name="image", output_names=["probabilities"],
+    ...     has_labels=True)[4:8]
+    b'M001'
+    """
+    height, width, _ = shape
+    image = {  # TensorMetadata
+        0: input_name,
+        1: "RGB image, plain pixels in [0, 255].",
+        3: {  # Content
+            0: _IMAGE,
+            1: {0: _RGB, 1: {0: np.uint32(width), 1: np.uint32(height)}},
+        },
+        4: [  # ProcessUnit of NormalizationOptions
+            {0: _NORMALIZATION, 1: {0: np.float32([0]), 1: np.float32([1])}}
+        ],
+        5: {0: np.float32([255]), 1: np.float32([0])},  # Stats
+    }
+    outputs = [
+        {0: name, 3: {0: _FEATURE_PROPERTIES, 1: {}}} for name in output_names
+    ]
+    if has_labels:
+        classes = {
+            0: LABELS_FILE,
+            1: "Names of the classes, in the order of the scores.",
+            2: _AXIS_LABELS,
+        }
+        (scores,) = outputs
+        scores[5] = {0: np.float32([1]), 1: np.float32([0])}
+        scores[6] = [classes]
+    builder = flatbuffers.Builder()
+    root = _write(
+        builder,
+        {  # ModelMetadata
+            0: name,
+            1: description,
+            2: "v1",
+            3: [{2: [image], 3: outputs}],  # SubGraphMetadata
+            7: "1.5.0",
+        },
+    )
+    builder.Finish(root, _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _write(builder, value):
+    """Write a string, vector, list of tables, or table; where it is.
+
+    A table is a dict from the number of a field to its value; NumPy scalars
+    stand in the table itself.
+    """
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, np.ndarray):
+        return builder.CreateNumpyVector(value)
+    if isinstance(value, list):
+        offsets = [_write(builder, item) for item in value]
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        return builder.EndVector()
+    parts = {
+        field: part if isinstance(part, np.generic) else _write(builder, part)
+        for field, part in value.items()
+    }
+    builder.StartObject(max(parts, default=-1) + 1)
+    for field, part in parts.items():
+        if isinstance(part, np.generic):
+            prepend = {
+                np.int8: builder.PrependInt8Slot,
+                np.uint8: builder.PrependUint8Slot,
+                np.uint32: builder.PrependUint32Slot,
+            }[type(part)]
+            prepend(field, int(part), 0)
+        else:
+            builder.PrependUOffsetTRelativeSlot(field, part, 0)
+    return builder.EndObject()

@@ -1,0 +1,279 @@
+"""TFLite files in fewer bits, and where the bits are missed.
+
+ai-edge-quantizer works on the float32 file, so that one conversion serves
+all; softmax stays in float32, because eight bits give it steps of 1/256.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+_WEIGHTED = ("CONV_2D", "FULLY_CONNECTED")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """What quantisation costs one layer, as noise over signal (RMS).
+
+    Args:
+        name: Of the layer.
+        weights: Of its weights.
+        activations: Of its outputs, rounded once; `None` where they stay in
+            float32.
+        accumulated: Of its outputs, after everything before it.
+
+    Example:
+
+    >>> artifact = to_tflite(model, "m.tflite", quantize="int8",
+    ...                      calibration=photos)
+    >>> max(artifact.layer_errors, key=lambda e: e.own).name
+    'conv1_conv'
+    """
+
+    name: str
+    weights: float
+    activations: float | None
+    accumulated: float
+
+    @property
+    def own(self) -> float:
+        """Of weights and outputs together, what is before it left out."""
+        return float(np.hypot(self.weights, self.activations or 0))
+
+
+def quantize_tflite(
+    model: bytes,
+    quantize: str,
+    calibration: np.ndarray | None = None,
+    exclude: Sequence[str] = (),
+) -> bytes:
+    """Quantise a float32 TFLite model.
+
+    Args:
+        model: The file's content, with the one signature `serving_default`.
+        quantize: `"float16"` for weights, `"dynamic"` for weights in eight
+            bits and activations in eight bits where a convolution reads
+            them, or `"int8"` for weights and activations.
+        calibration: With int8, images whose activations set the ranges.
+        exclude: Names of layers that stay in float32.
+
+    Returns:
+        The quantised file's content.
+
+    Raises:
+        ValueError: if no layer has one of the names.
+    """
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer import recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    operation = qtyping.TFLOperationName
+    quantizer = Quantizer(bytearray(model))
+    if quantize == "float16":
+        quantizer.update_quantization_recipe(
+            ".*",
+            operation.ALL_SUPPORTED,
+            qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(
+                    num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+                ),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            ),
+            AlgorithmName.FLOAT_CASTING,
+        )
+    elif quantize == "dynamic":
+        quantizer.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    else:
+        quantizer.load_quantization_recipe(recipe.static_wi8_ai8())
+        # Logits keep their resolution: one more that was not seen while
+        # calibrating would be cut off.
+        quantizer.add_dynamic_config(
+            ".*", operation.FULLY_CONNECTED, num_bits=8
+        )
+        for kept in (operation.INPUT, operation.OUTPUT, operation.SOFTMAX):
+            quantizer.update_quantization_recipe(
+                ".*", kept, algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
+    for output in _outputs_of(model, exclude):
+        quantizer.update_quantization_recipe(
+            re.escape(output),
+            operation.ALL_SUPPORTED,
+            algorithm_key=AlgorithmName.NO_QUANTIZE,
+        )
+    ranges = None
+    with _silent():
+        if quantize == "int8":
+            samples = [{"image": image[None]} for image in calibration]
+            ranges = quantizer.calibrate(
+                {"serving_default": samples}, num_threads=os.cpu_count()
+            )
+        found = quantizer.quantize(
+            ranges, enable_progress_bar=False, enable_progress_report=False
+        )
+    return bytes(found.quantized_model)
+
+
+def layer_errors(
+    model: bytes, quantized: bytes, images: np.ndarray
+) -> list[LayerError]:
+    """What quantisation costs each layer that has weights.
+
+    Args:
+        model: The float32 file's content.
+        quantized: That of the same model quantised.
+        images: A few images, as the files take them.
+
+    Returns:
+        A `LayerError` for each layer, in order.
+    """
+    before, after = _Traced(model, images), _Traced(quantized, images)
+    found = []
+    for name, (weights, output) in after.layers.items():
+        kernel, signal = before.weights(name), before.values[output]
+        activations = None
+        if after.scales(output)[0].size:
+            activations = _noise(signal, after.rounded(output, signal))
+        found.append(
+            LayerError(
+                name=name,
+                weights=_noise(kernel, after.dequantized(weights)),
+                activations=activations,
+                accumulated=_noise(signal, after.values[output]),
+            )
+        )
+    return found
+
+
+def layer_names(model: bytes) -> list[str]:
+    """Names of the layers of a TFLite file that have weights, in order."""
+    return list(_weighted(_parse(model)))
+
+
+def _outputs_of(model, names):
+    layers = _weighted(_parse(model))
+    for name in names:
+        if name not in layers:
+            raise ValueError(
+                f"`exclude` must name layers of {', '.join(layers)}; got "
+                f"{name!r}."
+            )
+    return [layers[name][1] for name in names]
+
+
+def _parse(content):
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+
+
+def _weighted(model):
+    """Layer name -> names of its weights' and its output's tensors."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {getattr(schema.BuiltinOperator, name) for name in _WEIGHTED}
+    (graph,) = model.subgraphs
+    found = {}
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        if max(code.builtinCode, code.deprecatedBuiltinCode) in kinds:
+            weights, output = (
+                graph.tensors[i].name.decode()
+                for i in (operator.inputs[1], operator.outputs[0])
+            )
+            found[_layer_of(weights, found)] = weights, output
+    return found
+
+
+def _layer_of(tensor, taken):
+    """The layer in a tensor's name, without the numbers scopes get."""
+    scope = tensor.split(";")[0].rpartition("/")[0].rpartition("/")[2]
+    name = re.sub(r"_\d+$", "", scope) or tensor
+    return scope if name in taken else name
+
+
+class _Traced:
+    """A TFLite model with all its tensors, after some images."""
+
+    def __init__(self, content, images):
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import OpResolverType
+
+        self.layers = _weighted(_parse(content))
+        with _silent():
+            self._interpreter = Interpreter(
+                model_content=content,
+                num_threads=os.cpu_count(),
+                experimental_preserve_all_tensors=True,
+                # XNNPACK keeps none of what it fuses.
+                experimental_op_resolver_type=(
+                    OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                ),
+            )
+        serve = self._interpreter.get_signature_runner("serving_default")
+        self._details = {
+            detail["name"]: detail
+            for detail in self._interpreter.get_tensor_details()
+        }
+        seen = {output: [] for _, output in self.layers.values()}
+        dtype = serve.get_input_details()["image"]["dtype"]
+        for image in images:
+            serve(image=image[None].astype(dtype))
+            for name, values in seen.items():
+                values.append(self.dequantized(name))
+        self.values = {n: np.concatenate(v) for n, v in seen.items()}
+
+    def scales(self, tensor):
+        """Scales, zero points, and the axis along which they differ."""
+        found = self._details[tensor]["quantization_parameters"]
+        return (
+            found["scales"],
+            found["zero_points"],
+            found["quantized_dimension"],
+        )
+
+    def weights(self, layer):
+        """A layer's weights as they count."""
+        return self.dequantized(self.layers[layer][0])
+
+    def dequantized(self, tensor):
+        """A tensor's numbers as they count."""
+        values = self._interpreter.get_tensor(self._details[tensor]["index"])
+        values = values.astype("float32")
+        scales, zeros, axis = self.scales(tensor)
+        if not scales.size:
+            return values
+        shape = [1] * values.ndim
+        shape[axis] = -1 if len(scales) > 1 else 1
+        return (values - zeros.reshape(shape)) * scales.reshape(shape)
+
+    def rounded(self, tensor, values):
+        """Other numbers, rounded as this tensor's are."""
+        (scale,), (zero,), _ = self.scales(tensor)
+        steps = np.clip(np.round(values / scale) + zero, -128, 127)
+        return (steps - zero) * scale
+
+
+def _noise(signal, other):
+    power = float(np.mean(np.square(signal, dtype="float64")))
+    noise = float(np.mean(np.square(signal - other, dtype="float64")))
+    return (noise / power) ** 0.5 if power else 0.0
+
+
+@contextlib.contextmanager
+def _silent():
+    """Without bars of progress, and advice on how to debug."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
+        yield

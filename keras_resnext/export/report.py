@@ -1,0 +1,300 @@
+"""One report of several files: each in its own runtime, on the same images."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_resnext.export import artifact
+from keras_resnext.export import onnx
+from keras_resnext.export import quantization
+from keras_resnext.export import runtimes
+from keras_resnext.export.artifact import Limits
+from keras_resnext.export.saved_model import to_saved_model
+from keras_resnext.export.tflite import to_tflite
+from keras_resnext.files import check_free
+from keras_resnext.files import staged
+
+_REPORT, _PICTURE = "report.json", "report.png"
+_EXPORTERS = {
+    "savedmodel": to_saved_model,
+    "tflite": to_tflite,
+    "onnx": onnx.to_onnx,
+}
+
+_FILES = {
+    "savedmodel": "saved_model",
+    "tflite": "model{}.tflite",
+    "onnx": "model{}.onnx",
+}
+# What each format can be quantised to.
+QUANTIZATIONS = {
+    "savedmodel": (None,),
+    "tflite": quantization.QUANTIZATIONS,
+    "onnx": onnx.QUANTIZATIONS,
+}
+_CALLS = 50
+_IMAGES = 10  # to take in turn
+
+
+def plan(formats, quantizations) -> dict[tuple[str, str | None], str]:
+    """Which files are to be written, each format in all it can.
+
+    Args:
+        formats: Names of formats.
+        quantizations: `None`, `"float16"`, `"dynamic"` or `"int8"`.
+
+    Returns:
+        File names by format and quantisation.
+
+    Raises:
+        ValueError: if a name is not known, or none of the formats can be
+            quantised so.
+
+    Example:
+
+    >>> plan(["onnx", "tflite"], [None, "float16"])
+    {('onnx', None): 'model.onnx', ('tflite', None): 'model.tflite',
+     ('tflite', 'float16'): 'model_float16.tflite'}
+    """
+    for name in formats:
+        if name not in _FILES:
+            raise ValueError(
+                f"`format` must be some of {', '.join(_FILES)}; got {name!r}."
+            )
+    for quantize in quantizations:
+        able = [f for f, known in QUANTIZATIONS.items() if quantize in known]
+        if not able:
+            choices = ", ".join(map(str, quantization.QUANTIZATIONS))
+            raise ValueError(
+                f"`quantize` must be some of {choices}; got {quantize!r}."
+            )
+        if not set(able) & set(formats):
+            raise ValueError(
+                f"`quantize` {quantize} needs one of the formats "
+                f"{', '.join(able)}; got {', '.join(formats)}."
+            )
+    return {
+        (format, quantize): _FILES[format].format(
+            f"_{quantize}" if quantize else ""
+        )
+        for format in formats
+        for quantize in quantizations
+        if quantize in QUANTIZATIONS[format]
+    }
+
+
+def export_files(
+    model: keras.Model,
+    folder: str | os.PathLike,
+    planned: dict[tuple[str, str | None], str],
+    *,
+    images: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    calibration: np.ndarray | None = None,
+    labels: Sequence[str] | None = None,
+    resize: Callable | None = None,
+    layout: str = "NHWC",
+    exclude: int = 0,
+    limits: dict[str | None, Limits] | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    on_file: Callable[[pathlib.Path], None] = lambda path: None,
+) -> dict:
+    """Write files, prove and measure each, and write a report of all.
+
+    A file that fails its proof is not there; the others are.
+
+    Args:
+        model: A `keras.Model`, see the exporters.
+        folder: Where the files go, with `report.json` and `report.png`.
+        planned: Of `plan`.
+        images: Pixels to compare on. Defaults to eight images of noise.
+        classes: What is on them, `(images,)`. Defaults to `None`.
+        calibration: Pixels that set the ranges of int8.
+        labels: Class names. Defaults to `None`.
+        resize: See `to_saved_model`.
+        layout: See `to_onnx`.
+        exclude: See `to_tflite`.
+        limits: `Limits` by quantisation. Defaults to `artifact.LIMITS`.
+        threads: Threads within an operation while measuring. Defaults to all
+            cores.
+        overwrite: Whether to replace what is there.
+        on_file: Called with each path before it is written.
+
+    Returns:
+        The report, a dict as JSON has it.
+
+    Raises:
+        FileExistsError: if one of the files exists and `overwrite` is false,
+            before anything is written.
+        ValueError: as the exporters do.
+
+    Example:
+
+    >>> planned = plan(["tflite"], [None, "dynamic"])
+    >>> export_files(model, "export", planned)["files"][1]["latency_ms"]
+    """
+    folder, threads = pathlib.Path(folder), threads or os.cpu_count()
+    onnx.check_layout(layout)
+    for (format, _), name in planned.items():
+        artifact.check_place(folder / name, format, overwrite=overwrite)
+    for name in (_REPORT, _PICTURE):
+        check_free(folder / name, overwrite=overwrite)
+    shown = artifact.noise(model) if images is None else images
+    lines = []
+    for (format, quantize), name in planned.items():
+        path = folder / name
+        on_file(path)
+        options = {
+            "savedmodel": {"resize": resize},
+            "tflite": {
+                "quantize": quantize,
+                "exclude": exclude if quantize in ("dynamic", "int8") else 0,
+            },
+            "onnx": {"quantize": quantize, "layout": layout},
+        }[format]
+        if quantize == "int8":
+            options["calibration"] = calibration
+        try:
+            found = _EXPORTERS[format](
+                model,
+                path,
+                labels=labels,
+                images=images,
+                limits=(limits or artifact.LIMITS)[quantize],
+                overwrite=overwrite,
+                **options,
+            )
+        except artifact.ExportError as error:
+            lines.append(_failed(format, quantize, path, error))
+        else:
+            lines.append(_measured(found, shown, classes, threads))
+    report = {
+        "model": model.name,
+        "images": len(shown),
+        "threads": threads,
+        "keras_accuracy": _accuracy(
+            artifact.keras_runner(model, "imagenet")(shown), classes
+        ),
+        "files": lines,
+    }
+    with staged(folder / _REPORT, overwrite=overwrite) as new:
+        new.write_text(json.dumps(report, indent=1) + "\n")
+    with staged(folder / _PICTURE, overwrite=overwrite) as new:
+        draw_report(report, new)
+    return report
+
+
+def _measured(found, images, classes, threads):
+    """A line of the report: what the proof found, and what the file costs."""
+    return {
+        "format": found.format,
+        "quantize": found.quantize,
+        "path": str(found.path),
+        "passed": True,
+        "limits": {
+            name: None if math.isinf(value) else value
+            for name, value in dataclasses.asdict(found.limits).items()
+        },
+        "bytes": found.size,
+        "max_logit_difference": found.max_logit_difference,
+        "mean_logit_difference": found.mean_logit_difference,
+        "correlation": found.correlation,
+        "top1_agreement": found.top1_agreement,
+        "accuracy": _accuracy(found.outputs, classes),
+        "layer_errors": [
+            dataclasses.asdict(error) for error in found.layer_errors
+        ],
+        **_run_alone(found, images, threads),
+    }
+
+
+def _failed(format, quantize, path, error):
+    return {
+        "format": format,
+        "quantize": quantize,
+        "path": str(path),
+        "passed": False,
+        "error": str(error),
+    }
+
+
+def _accuracy(outputs, classes):
+    if classes is None:
+        return None
+    (scores,) = outputs.values()
+    return float(np.mean(scores.argmax(axis=-1) == classes))
+
+
+def _run_alone(found, images, threads):
+    """Latency and memory in a process that loads nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "images.npy"
+        np.save(file, np.asarray(images[:_IMAGES], "float32"))
+        process = subprocess.run(
+            [
+                *(sys.executable, runtimes.__file__, found.format),
+                *(found.path, file, str(threads), str(_CALLS)),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+    if process.returncode:
+        raise RuntimeError(
+            f"{found.path} cannot be run in a process of its own: "
+            f"{process.stderr[-500:]}"
+        )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def draw_report(report: dict, path) -> None:
+    """Draw what the files cost, and how far from Keras they are.
+
+    Args:
+        report: Of `export_files`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    files = [line for line in report["files"] if line["passed"]][::-1]
+    names = [_name(line) for line in files]
+    panels = [
+        ("size (MB)", [line["bytes"] / 1e6 for line in files]),
+        ("latency, batch 1 (ms)", [line["latency_ms"] for line in files]),
+        ("peak memory (MB)", [line["peak_bytes"] / 1e6 for line in files]),
+        (
+            "mean difference of logits",
+            [line["mean_logit_difference"] for line in files],
+        ),
+    ]
+    figure = Figure(
+        figsize=(13, 1.2 + 0.4 * max(1, len(files))), layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        axis.barh(names, values, color="#4a6fa5")
+        for y, value in enumerate(values):
+            axis.annotate(f" {value:,.3g}", (value, y), va="center", fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{report['model']}: {report['images']} images, "
+        f"{report['threads']} threads"
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _name(line):
+    return line["format"] + (f" {line['quantize']}" * bool(line["quantize"]))
