@@ -147,8 +147,8 @@ def verdict(records, held_out: int) -> list[str]:
         f"is {100 / held_out:.2f} % of error, and other digits to hold out "
         f"would move an error of {100 * mistakes:.1f} % by {deviation:.1f} % "
         "(one standard deviation). The paper's cardinalities differ by 0.1 to "
-        "1.7 % on 50,000 images of ImageNet, which is less than six of these "
-        "digits: a study of this size cannot find or refute that. It shows "
+        "1.7 % on 50,000 images of ImageNet, up to six of these digits: a "
+        "study of this size cannot find or refute that. It shows "
         "that the networks train, at what cost, and effects that are larger."
     )
     return lines
