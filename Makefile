@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow peers bench study lint golden lock clean
+.PHONY: help demo test test-slow peers mediapipe bench study lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,10 +29,13 @@ test-slow: $(VENV)/dev.installed  ## Only the tests that `make test` leaves out
 
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
+mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
+
 bench: $(VENV)/peers.installed  ## Time this package and its peers, an hour
 	$(BIN)/python -m benchmarks compare
 	$(BIN)/python -m benchmarks growth
 	$(BIN)/python -m benchmarks loading
+	$(BIN)/python -m benchmarks exporting
 
 study: $(VENV)/demo.installed  ## Cardinality and shortcuts on digits, half an hour
 	$(BIN)/python -m benchmarks study
@@ -51,7 +54,7 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.loc
 	  --no-annotate --output-file requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache \
+	rm -rf $(VENV) $(VENV)-mediapipe build *.egg-info .pytest_cache .ruff_cache \
 	  .import_linter_cache
 
 $(BIN)/python:
@@ -68,6 +71,12 @@ $(VENV)/demo.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/pyth
 $(VENV)/dev.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/demo.installed
+
+$(VENV)-mediapipe/installed: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-mediapipe
+	PIP_CONSTRAINT= $(VENV)-mediapipe/bin/python -m pip install --quiet \
+	  mediapipe==1.2.2
+	@touch $@
 
 $(VENV)/peers.installed: $(VENV)/dev.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,peers]'

@@ -101,6 +101,15 @@ def loading(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
 
 
 @app.command()
+def exporting(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+    """Time exporting, beside Keras' own; about fifteen minutes."""
+    from benchmarks.exporting import measure_exporting
+
+    results = measure_exporting(Job("", threads=threads), log=console.print)
+    _write(folder / "exporting.json", {"about": _about(threads), **results})
+
+
+@app.command()
 def study(
     folder: FolderOption = report.FOLDER,
     runs: Annotated[

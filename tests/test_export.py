@@ -1,6 +1,9 @@
 """Exports: each file in its own runtime, against Keras."""
 
 import collections
+import functools
+import io
+import itertools
 import json
 import subprocess
 import sys
@@ -11,16 +14,25 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 import keras_resnext
 from keras_resnext import export
 from keras_resnext.export import artifact
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.export.graph import output_names
+from keras_resnext.export.graph import resize_then_crop
 from keras_resnext.export.runtimes import median_latency
 from keras_resnext.export.tflite import check_operators
 from keras_resnext.export.tflite import operators
 from keras_resnext.layers import use_convolution_path
+from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.resnext import build
+from keras_resnext.training.data import decode
+from keras_resnext.weights.transform import resize_crop_normalize
 from tests.conftest import randomize
 
 EXPORTERS = {
@@ -122,14 +134,7 @@ def test_features_without_top(name, pixels, tmp_path):
 @pytest.fixture
 def wrong_graph(monkeypatch):
     """A converter that exports another function: no normalisation in it."""
-    monkeypatch.setattr(
-        "keras_resnext.export.graph.preprocess_input", lambda image: image
-    )
-    monkeypatch.setattr(
-        artifact,
-        "preprocessing_function",
-        lambda _: keras_resnext.preprocess_input,
-    )
+    monkeypatch.setattr("keras_resnext.export.graph._normalize", lambda x: x)
 
 
 @every_format
@@ -338,3 +343,438 @@ def test_softmax_is_found_wherever_it_is(small_model, pixels, tmp_path):
         assert output_names(model) == ["probabilities"]
     assert output_names(keras.Model(inputs, x)) == ["features"]
     export.to_onnx(outer, tmp_path / "m.onnx", images=pixels)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Parts of two real photographs, PNG bytes by size."""
+    found = []
+    for i, photo in enumerate(load_sample_images().images):
+        for height, width in ((97, 140), (200, 64), (16, 16)):
+            top, left = 31 * i, 50 * i
+            found.append(photo[top : top + height, left : left + width])
+    return found
+
+
+def encoded(images, kind):
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, kind)
+        files.append(file.getvalue())
+    return files
+
+
+def test_saved_model_signatures(small_model, photos, tmp_path):
+    """Pixels, bytes and encoded pictures: the same answer, labelled."""
+    export.to_saved_model(small_model, tmp_path / "m", labels=LABELS, top=3)
+    signatures = tf.saved_model.load(tmp_path / "m").signatures
+    pixels = np.stack([resize_and_crop(x, 16) for x in photos])
+    expected = expected_scores(small_model, pixels)
+    outputs = [
+        signatures["serving_default"](image=tf.constant(pixels)),
+        signatures["image_bytes"](
+            image_bytes=tf.constant(encoded(photos, "PNG"))
+        ),
+    ]
+    whole = np.round(pixels)
+    as_bytes = tf.constant(whole.astype("uint8"))
+    outputs.append(signatures["image_uint8"](image=as_bytes))
+    wanted = [expected, expected, expected_scores(small_model, whole)]
+    for found, scores in zip(outputs, wanted, strict=True):
+        probabilities = found["probabilities"].numpy()
+        np.testing.assert_allclose(probabilities, scores, rtol=1e-4, atol=1e-6)
+        best = np.argsort(-probabilities, axis=-1)[:, :3]
+        np.testing.assert_array_equal(found["top_indices"], best)
+        np.testing.assert_allclose(
+            found["top_scores"], np.take_along_axis(probabilities, best, -1)
+        )
+        names = [[LABELS[i].encode() for i in row] for row in best]
+        assert found["top_labels"].numpy().tolist() == names
+
+
+def test_saved_model_reads_pictures_as_evaluation_does(
+    small_model, photos, tmp_path
+):
+    crop = functools.partial(resize_and_crop, size=16, crop=0.5)
+    export.to_saved_model(small_model, tmp_path / "m", resize=crop)
+    serve = tf.saved_model.load(tmp_path / "m").signatures["image_bytes"]
+    files = encoded(photos, "JPEG")
+    pixels = np.stack([crop(decode(file)) for file in files])
+    np.testing.assert_allclose(
+        serve(image_bytes=tf.constant(files))["probabilities"],
+        expected_scores(small_model, pixels),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_as_published_weights_were_evaluated(photos, interpolation):
+    """Beside Pillow, whose antialiasing differs by some levels of 255."""
+    for photo in photos:
+        options = {
+            "resize_size": 20,
+            "image_size": 16,
+            "interpolation": interpolation,
+        }
+        expected = resize_crop_normalize(
+            photo, mean=(0,) * 3, std=(1 / 255,) * 3, **options
+        )
+        found = resize_then_crop(tf.constant(photo), **options).numpy()
+        assert found.shape == expected.shape == (16, 16, 3)
+        assert np.mean(np.abs(found - expected)) < 2
+
+
+def imagenet_model(**arguments):
+    """With the ImageNet stem, whose padding and pool differ."""
+    keras.utils.set_random_seed(2)
+    return randomize(
+        keras_resnext.ResNeXt(
+            (1, 2, 1, 1), 4, 4, input_shape=(64, 64, 3), classes=7, **arguments
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """32 parts of real photographs, float32 (32, 64, 64, 3)."""
+    rng = np.random.default_rng(0)
+    images = load_sample_images().images
+    found = []
+    for i in range(32):
+        photo = images[i % 2]
+        top, left = (rng.integers(n - 64) for n in photo.shape[:2])
+        found.append(photo[top : top + 64, left : left + 64])
+    return np.stack(found).astype("float32")
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_onnx_has_nothing_to_spare(layout, crops, tmp_path):
+    """One Conv a convolution; padding is theirs; images are turned once."""
+    path = tmp_path / "m.onnx"
+    export.to_onnx(imagenet_model(), path, images=crops, layout=layout)
+    proto = onnx.load(path)
+    counts = collections.Counter(node.op_type for node in proto.graph.node)
+    # 1 stem, 5 blocks of 3, 4 projections.
+    assert counts["Conv"] == 20
+    assert counts["Pad"] == 0
+    assert counts["Transpose"] == (1 if layout == "NHWC" else 0)
+    assert counts["MaxPool"] == counts["GlobalAveragePool"] == 1
+    properties = {p.key: p.value for p in proto.metadata_props}
+    assert properties["layout"] == layout
+    assert properties["source"].startswith("resnext17_4x4d, keras_resnext 0")
+    assert "RGB pixels in [0, 255]" in properties["input"]
+    shape = [
+        d.dim_param or d.dim_value
+        for d in proto.graph.input[0].type.tensor_type.shape.dim
+    ]
+    sides = [64, 64, 3] if layout == "NHWC" else [3, 64, 64]
+    assert shape == ["batch", *sides]
+
+
+@every_format
+def test_several_feature_maps(name, crops, tmp_path):
+    model = keras_resnext.feature_pyramid(imagenet_model())
+    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    expected = model.predict(keras_resnext.preprocess_input(crops), verbose=0)
+    assert found.top1_agreement is None
+    assert list(found.outputs) == model.output_names
+    for values, wanted in zip(found.outputs.values(), expected, strict=True):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(values, wanted, atol=1e-5 * scale)
+
+
+@every_format
+def test_fine_tuned_models_inside_others(name, crops, tmp_path):
+    body = imagenet_model(include_top=False, pooling="avg")
+    model = keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            body,
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+    found = EXPORTERS[name](
+        randomize(model), tmp_path / "m", images=crops, labels=["a", "b", "c"]
+    )
+    np.testing.assert_allclose(
+        found.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
+    )
+    if name == "onnx":
+        nodes = onnx.load(tmp_path / "m").graph.node
+        assert sum(node.op_type == "Conv" for node in nodes) == 20
+        assert not any(n.op_type == "BatchNormalization" for n in nodes)
+
+
+@every_format
+@pytest.mark.parametrize("form", ["concatenated", "branches"])
+def test_every_form(name, form, crops, tmp_path):
+    model = keras_resnext.convert_form(imagenet_model(), form)
+    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    np.testing.assert_allclose(
+        found.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
+    )
+
+
+@every_format
+def test_preprocessing_that_was_adapted(name, small_model, pixels, tmp_path):
+    """It holds tensors that are not variables."""
+    layer = keras.layers.Normalization()
+    layer.adapt(pixels)
+    found = EXPORTERS[name](
+        small_model, tmp_path / "m", preprocessing=layer, images=pixels
+    )
+    expected = small_model.predict(layer(pixels), verbose=0)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-6)
+
+
+@every_format
+def test_networks_that_are_sure_of_everything(name, crops, tmp_path):
+    """Their probabilities are below what float32 can hold."""
+    model = imagenet_model()
+    head = model.get_layer("predictions")
+    head.kernel.assign(head.kernel * 3000)
+    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    assert np.sort(found.scores, axis=-1)[:, 0].max() < 1e-30
+    assert found.top1_agreement == 1
+
+
+@pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
+def test_quantized_tflite(quantize, crops, tmp_path):
+    model = imagenet_model()
+    path = tmp_path / "m.tflite"
+    calibration = crops[:16] if quantize == "int8" else None
+    found = export.to_tflite(
+        model,
+        path,
+        quantize=quantize,
+        calibration=calibration,
+        images=crops[16:],
+    )
+    reference = export.to_tflite(model, tmp_path / "f", images=crops[16:])
+    ratio = found.size / reference.size
+    assert 0.45 < ratio < 0.55 if quantize == "float16" else ratio < 0.35
+    assert found.correlation > 0.99
+    assert found.max_logit_difference > reference.max_logit_difference
+    # A softmax in eight bits would have steps of 1/256.
+    steps = found.scores * 256
+    assert np.mean(np.abs(steps - np.round(steps)) > 0.01) > 0.9
+    names = {error.name for error in found.layer_errors}
+    if quantize == "float16":
+        assert not names
+        return
+    assert len(names) == 21
+    assert {"conv1_conv", "conv3_block2_2_conv", "predictions"} <= names
+    for error in found.layer_errors:
+        # Eight bits: steps of 1/127 of the largest of a channel.
+        assert 0.001 < error.weights < 0.03
+        assert error.accumulated > 0
+        if quantize == "int8" and error.name != "predictions":
+            assert 0.001 < error.activations < 0.2
+            assert error.own == pytest.approx(
+                np.hypot(error.weights, error.activations)
+            )
+    interpreter = Interpreter(str(path))
+    (image,) = interpreter.get_input_details()
+    assert image["dtype"] == (np.uint8 if quantize == "int8" else np.float32)
+    if quantize == "int8":
+        assert image["quantization"] == (1.0, 0)
+
+
+def test_layers_left_in_float32(crops, tmp_path):
+    """By name, and those with the largest errors."""
+    model = imagenet_model()
+    options = {
+        "quantize": "int8",
+        "calibration": crops[:16],
+        "images": crops[16:],
+    }
+    whole = export.to_tflite(model, tmp_path / "whole", **options)
+    worst = sorted(whole.layer_errors, key=lambda e: -e.own)[:5]
+    less = export.to_tflite(model, tmp_path / "less", exclude=5, **options)
+    named = export.to_tflite(
+        model, tmp_path / "named", exclude=[e.name for e in worst], **options
+    )
+    np.testing.assert_array_equal(less.scores, named.scores)
+    assert whole.size < less.size
+    kept = {e.name for e in less.layer_errors if e.weights == 0}
+    assert kept == {error.name for error in worst}
+    everything = [error.name for error in whole.layer_errors]
+    nothing = export.to_tflite(
+        model, tmp_path / "none", exclude=everything, **options
+    )
+    assert nothing.size > 3 * whole.size
+    with pytest.raises(ValueError, match="`exclude` must name layers of conv1"):
+        export.to_tflite(model, tmp_path / "x", exclude=["conv9"], **options)
+
+
+@pytest.mark.parametrize("quantize", [None, "dynamic"])
+def test_tflite_of_bytes(quantize, crops, tmp_path):
+    model = imagenet_model()
+    floats, integers = (
+        export.to_tflite(
+            model,
+            tmp_path / dtype,
+            input_dtype=dtype,
+            quantize=quantize,
+            images=crops,
+        )
+        for dtype in ("float32", "uint8")
+    )
+    np.testing.assert_allclose(
+        integers.scores, floats.scores, rtol=1e-4, atol=1e-6
+    )
+    (image,) = Interpreter(str(tmp_path / "uint8")).get_input_details()
+    assert image["dtype"] == np.uint8
+
+
+def test_tflite_weights_are_aligned(crops, tmp_path):
+    for quantize, calibration in ((None, None), ("int8", crops[:4])):
+        path = tmp_path / f"{quantize}.tflite"
+        export.to_tflite(
+            imagenet_model(), path, quantize=quantize, calibration=calibration
+        )
+        content = path.read_bytes()
+        model = schema.Model.GetRootAs(content)
+        places = [
+            model.Buffers(i)._tab.Vector(model.Buffers(i)._tab.Offset(4))
+            for i in range(model.BuffersLength())
+            if model.Buffers(i).DataLength()
+        ]
+        assert len(places) > 30
+        assert all(place % 16 == 0 for place in places)
+
+
+def test_quantized_onnx(crops, tmp_path):
+    path = tmp_path / "m.onnx"
+    found = export.to_onnx(
+        imagenet_model(),
+        path,
+        quantize="int8",
+        calibration=crops[:16],
+        images=crops[16:],
+        labels=list("abcdefg"),
+    )
+    assert found.correlation > 0.99
+    proto = onnx.load(path)
+    counts = collections.Counter(node.op_type for node in proto.graph.node)
+    assert counts["DequantizeLinear"] > counts["Conv"] == 20
+    by_output = {o: n for n in proto.graph.node for o in n.output}
+    (softmax,) = (n for n in proto.graph.node if n.op_type == "Softmax")
+    assert softmax.output[0] == "probabilities"
+    assert by_output["probabilities"] is softmax
+    properties = {p.key: p.value for p in proto.metadata_props}
+    assert json.loads(properties["labels"]) == list("abcdefg")
+    weights = {
+        t.data_type
+        for t in proto.graph.initializer
+        if t.name.endswith("_quantized") and len(t.dims) > 1
+    }
+    assert weights == {onnx.TensorProto.INT8}
+
+
+def test_bad_quantization(small_model, pixels, tmp_path):
+    def refused(message, exporter=export.to_tflite, **arguments):
+        with pytest.raises(ValueError, match=message):
+            exporter(small_model, tmp_path / "m", **arguments)
+        assert list(tmp_path.iterdir()) == []
+
+    refused("`quantize` must be one of None, float16", quantize="int4")
+    refused("`quantize` must be .*None, int8", export.to_onnx, quantize="int4")
+    for exporter in (export.to_tflite, export.to_onnx):
+        refused("`calibration` must be images", exporter, quantize="int8")
+        refused("`calibration` must be images", exporter, calibration=pixels)
+        refused(
+            "`calibration` must have shape",
+            exporter,
+            quantize="int8",
+            calibration=pixels[:, :8],
+        )
+    refused("`exclude` needs `quantize`", exclude=2)
+    refused("`input_dtype` must be float32, or uint8", input_dtype="int8")
+    refused(
+        "`input_dtype` must be float32, or uint8 with",
+        input_dtype="uint8",
+        preprocessing=None,
+    )
+    with pytest.raises(ValueError, match="`correlation` must be from -1 to 1"):
+        export.Limits(correlation=2)
+
+
+@every_format
+def test_lower_precision_is_refused(name, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = imagenet_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(ValueError, match="compute in float32; .* in bfloat16"):
+        EXPORTERS[name](model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+class PythonLayer(keras.layers.Layer):
+    """Of Python's code, which no file can hold."""
+
+    def call(self, x):
+        return tf.ensure_shape(
+            tf.numpy_function(lambda x: x + 1, [x], tf.float32), x.shape
+        )
+
+
+@every_format
+def test_layers_that_cannot_be_converted(name, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(PythonLayer()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    with pytest.raises(
+        export.ExportError, match="`model` must have operations"
+    ):
+        EXPORTERS[name](model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_format
+def test_a_place_that_cannot_be_written(name, small_model, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        EXPORTERS[name](small_model, tmp_path / "file" / "m")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnext50", "resnext101_64x4d"])
+def test_published_networks(name, tmp_path):
+    """64 parts of real photographs, random weights and statistics."""
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(96):
+        photo = load_sample_images().images[i % 2]
+        top, left = (rng.integers(n - 224) for n in photo.shape[:2])
+        images.append(photo[top : top + 224, left : left + 224])
+    images = np.stack(images).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = randomize(build(name, weights=None))
+    count = keras_resnext.fold_batch_norm(model).count_params()
+    found = {
+        format: exporter(model, tmp_path / format, images=images[:64])
+        for format, exporter in EXPORTERS.items()
+    }
+    assert found["savedmodel"].size <= 1.02 * 4 * count
+    parts = [artifact.logits(model, proven.scores) for proven in found.values()]
+    scale = max(1, np.abs(parts[0]).max())
+    for ours, theirs in itertools.combinations(parts, 2):
+        assert np.abs(ours - theirs).max() < 1e-4 * scale
+    for exporter in (export.to_tflite, export.to_onnx):
+        quantized = exporter(
+            model,
+            tmp_path / f"int8_{exporter.__name__}",
+            quantize="int8",
+            calibration=images[64:],
+            images=images[:64],
+        )
+        print(name, exporter.__name__, quantized)
+        assert quantized.correlation > 0.99
+        assert quantized.size < 0.28 * 4 * count

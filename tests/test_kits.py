@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_resnext
+from keras_resnext.export import Limits
 from keras_resnext.export import to_tflite
 from keras_resnext.preprocessing import resize_and_crop
 
@@ -102,13 +103,35 @@ def test_prints_the_top_classes(classify, model, tflite, png):
 
 
 def test_agrees_with_keras(classify, model, tflite, png):
-    run_file, size = classify.open_model(str(tflite))
+    run_file, size = classify.open_model(str(tflite), 1)
     assert size == (32, 32)
     np.testing.assert_allclose(
         run_file(classify.read_image(png, size)),
         expected_probabilities(classify, model, png),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
+def test_runs_quantised_files(classify, model, tmp_path, png, quantize):
+    path = tmp_path / "model.tflite"
+    pixels = picture(32, 32)[None]
+    found = to_tflite(
+        model,
+        path,
+        quantize=quantize,
+        calibration=pixels if quantize == "int8" else None,
+        images=pixels,
+        limits=Limits(),
+        labels=LABELS,
+    )
+    run_file, _ = classify.open_model(str(path), 1)
+    np.testing.assert_allclose(
+        run_file(pixels[0].astype("float32")), found.scores[0], atol=1e-5
+    )
+    result = run(png, "--model", path, "--threads", "2", "--time")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].endswith("of 50, 2 threads")
 
 
 def test_prints_indices_without_labels(classify, model, tmp_path, png):
@@ -162,8 +185,15 @@ def test_crops_to_the_proportions_of_the_input(classify):
             ["photo.png", "--model", "model.tflite", "--top", "0"],
             "`--top` must be 1 or more; got 0",
         ),
+        (
+            ["photo.png", "--model", "model.tflite", "--threads", "0"],
+            "`--threads` must be 1 or more; got 0",
+        ),
     ],
-    ids=["no model", "not a model", "not an image", "no image", "top 0"],
+    ids=[
+        *("no model", "not a model", "not an image", "no image", "top 0"),
+        "threads 0",
+    ],
 )
 def test_errors_are_one_line(arguments, expected, tflite, png, tmp_path):
     text = tmp_path / "text"

@@ -7,7 +7,9 @@ It needs ai-edge-litert, numpy and Pillow, and nothing else:
 
 import argparse
 import os
+import statistics
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -22,30 +24,54 @@ def main():
     try:
         if arguments.top < 1:
             raise ValueError(f"`--top` must be 1 or more; got {arguments.top}.")
-        classify, size = open_model(arguments.model)
+        if arguments.threads < 1:
+            raise ValueError(
+                f"`--threads` must be 1 or more; got {arguments.threads}."
+            )
+        classify, size = open_model(arguments.model, arguments.threads)
         labels = read_labels(arguments.model)
         pictures = [read_image(path, size) for path in arguments.images]
         for path, pixels in zip(arguments.images, pictures, strict=True):
             print(path)
             print(table(classify(pixels), labels, arguments.top))
+        if arguments.time:
+            times = [seconds(classify, pictures[0]) for _ in range(55)][5:]
+            print(
+                f"{1000 * statistics.median(times):.1f} ms an image, median of "
+                f"{len(times)}, {arguments.threads} threads"
+            )
     except ValueError as error:
         sys.exit(f"Error: {' '.join(str(error).split())}")
 
 
 def parse_arguments():
-    """The command line: `images`, `model` and `top`, a number of classes."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("images", nargs="+", help="image files, such as JPEG")
     parser.add_argument("--model", required=True, help="a .tflite file")
     parser.add_argument("--top", type=int, default=5, help="classes to print")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="all, by default"
+    )
+    parser.add_argument(
+        "--time", action="store_true", help="time the first image too"
+    )
     return parser.parse_args()
 
 
-def open_model(path):
-    """Open a .tflite file that `keras-resnext export` wrote.
+def seconds(classify, pixels):
+    """How long one image takes."""
+    started = time.perf_counter()
+    classify(pixels)
+    return time.perf_counter() - started
+
+
+def open_model(path, threads):
+    """Open a .tflite file that `keras-resnext export` wrote, quantised or not.
 
     Args:
         path: The file.
+        threads: Threads that LiteRT may use (its XNNPACK kernels).
 
     Returns:
         A function from pixels, float32 `(height, width, 3)` of RGB in
@@ -60,9 +86,10 @@ def open_model(path):
             f"`--model` must be a .tflite file; got {path}, which is no file."
         )
     try:
-        interpreter = Interpreter(path, num_threads=os.cpu_count())
+        interpreter = Interpreter(path, num_threads=threads)
         serve = interpreter.get_signature_runner("serving_default")
-        shape = tuple(serve.get_input_details()["image"]["shape"].tolist())
+        image = serve.get_input_details()["image"]
+        shape, dtype = tuple(image["shape"].tolist()), image["dtype"]
         serve.get_output_details()["probabilities"]
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
@@ -71,7 +98,8 @@ def open_model(path):
         ) from error
 
     def classify(pixels):
-        return serve(image=pixels[None])["probabilities"][0]
+        # Plain pixels, whole numbers, whether as floats or as bytes.
+        return serve(image=pixels[None].astype(dtype))["probabilities"][0]
 
     return classify, shape[1:3]
 

@@ -345,7 +345,7 @@ def _expected(model, preprocessing, images):
         outputs = keras_runner(model, preprocessing)(images)
         values = [logits(model, value) for value in outputs.values()]
         return outputs, max(float(np.abs(value).max()) for value in values)
-    probe = keras.Model(model.inputs, [last.input, model.output])
+    probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
     before, probabilities = keras_runner(probe, preprocessing)(images).values()
     if isinstance(last, keras.layers.Dense):
         kernel, *bias = last.get_weights()

@@ -3,9 +3,12 @@
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_resnext.forms import fold_batch_norm
+from keras_resnext.preprocessing import IMAGENET_MEAN
+from keras_resnext.preprocessing import IMAGENET_STD
 from keras_resnext.preprocessing import ends_in_softmax
 from keras_resnext.preprocessing import preprocess_input
 
@@ -37,6 +40,8 @@ class ExportGraph:
 
     def __init__(self, model, preprocessing):
         self._preprocess = preprocessing_function(preprocessing)
+        if self._preprocess is preprocess_input:
+            self._preprocess = _normalize
         self.shape = image_shape(model)
         self.names = output_names(model)
         lower = {
@@ -123,6 +128,19 @@ class ExportGraph:
 
     def _named(self, outputs):
         return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
+
+
+def _normalize(images):
+    """`preprocess_input` for a batch, in a shape that converters see through.
+
+    tf2onnx turns constants of four dimensions together with the images, and
+    products but no quotients.
+    """
+    mean, std = (
+        255 * np.array(values, "float32").reshape(1, 1, 1, 3)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (images - mean) * (1 / std)
 
 
 def _freeze_captures(concrete, definition):

@@ -126,7 +126,13 @@ def to_onnx(
         _fold_padding(proto)
         proto.graph.name = model.name
         onnx.helper.set_model_props(proto, properties)
-        onnx.checker.check_model(proto, full_check=True)
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except onnx.checker.ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise artifact.ExportError(
+                f"`model` must have operations that ONNX has; {reason}"
+            ) from error
         if quantize is None:
             onnx.save(proto, new)
         else:

@@ -118,10 +118,10 @@ def main():
     format, path, images, threads, calls = sys.argv[1:]
     run = OPENERS[format](path, int(threads))
     latency = median_latency(run, np.load(images), int(calls))
-    print(json.dumps({"latency_ms": latency, "peak_bytes": _peak_memory()}))
+    print(json.dumps({"latency_ms": latency, "peak_bytes": peak_memory()}))
 
 
-def _peak_memory():
+def peak_memory():
     """Of this process, in bytes."""
     try:
         with open("/proc/self/status") as status:

@@ -111,6 +111,21 @@ def write_saved_model(graph: ExportGraph, path, *, batch, dtype="float32"):
         tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
+def _check_operations(function):
+    """Refuse Python's code: the file would run in this process only."""
+    definition = function.graph.as_graph_def()
+    nodes = [
+        *definition.node,
+        *(n for f in definition.library.function for n in f.node_def),
+    ]
+    for node in nodes:
+        if node.op in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
+            raise artifact.ExportError(
+                "`model` must have operations that a SavedModel holds; "
+                f"{node.name} is a function of Python's."
+            )
+
+
 class _Serving(tf.Module):
     """The signatures of a served model."""
 
@@ -140,6 +155,7 @@ class _Serving(tf.Module):
             source = path.parent / "labels.txt"
             source.write_text("\n".join(self._labels) + "\n")
             self.asset = tf.saved_model.Asset(str(source))
+        _check_operations(self.pixels.get_concrete_function())
         with artifact.quiet("tensorflow"):
             tf.saved_model.save(self, str(path), signatures=signatures)
 

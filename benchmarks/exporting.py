@@ -1,0 +1,168 @@
+"""How long exporting takes and what it needs, beside Keras' own `export`.
+
+Each export is timed in a process of its own, from a built network to the file
+in its place; ours with the check against Keras. `python -m
+benchmarks.exporting NAME` is such a process. Keras exports the same network
+made of its own layers.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.harness import summary
+from benchmarks.job import Job
+
+ROUNDS = 3
+# What is claimed: ours, Keras' own, and the largest share of its time.
+CLAIMS = (("onnx", "keras onnx", 0.5), ("tflite", "keras litert", 0.6))
+QUANTIZED = ("dynamic", "int8")
+LATENCY_SHARE = 0.65  # of the float32 file's, at most
+MEMORY = 2.5e9
+
+
+def export_once(name, folder):
+    """Export ResNeXt-50, after its weights were made; seconds and bytes."""
+    import keras
+    import numpy as np
+
+    import keras_resnext
+    from keras_resnext import export
+    from keras_resnext.export.runtimes import peak_memory
+
+    keras.utils.set_random_seed(0)
+    model = keras_resnext.ResNeXt50(weights=None)
+    path = pathlib.Path(folder) / name.replace(" ", "_")
+    rng = np.random.default_rng(0)
+    calibration = rng.integers(0, 256, (16, *model.input_shape[1:]))
+    if name.startswith("keras "):
+        format = name.removeprefix("keras ")
+        if format == "litert":
+            path = path.with_suffix(".tflite")
+        model = keras_resnext.to_stock_layers(model)
+        work = lambda: model.export(str(path), format=format, verbose=False)  # noqa: E731
+    else:
+        format, _, quantize = name.partition(" ")
+        exporter = {
+            "savedmodel": export.to_saved_model,
+            "tflite": export.to_tflite,
+            "onnx": export.to_onnx,
+        }[format]
+        options = {"quantize": quantize} if quantize else {}
+        if quantize == "int8":
+            options["calibration"] = calibration
+        work = lambda: exporter(model, path, **options)  # noqa: E731
+    started = time.perf_counter()
+    work()
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak": peak_memory(),
+        "bytes": path.stat().st_size if path.is_file() else None,
+    }
+
+
+def measure_exporting(job: Job, log=print) -> dict:
+    """Time every export in turns, and then the TFLite files.
+
+    Args:
+        job: Its threads are those of the files' latency.
+        log: Called with lines on the way.
+
+    Returns:
+        Records for the results' file.
+    """
+    names = (
+        *("onnx", "keras onnx", "tflite", "keras litert"),
+        *("savedmodel", "tflite dynamic", "tflite int8", "onnx int8"),
+    )
+    seconds, peaks = {name: [] for name in names}, dict.fromkeys(names, 0)
+    with tempfile.TemporaryDirectory() as root:
+        for number in range(ROUNDS):
+            for name in names[:: 1 if number % 2 else -1]:
+                folder = pathlib.Path(root, str(number))
+                folder.mkdir(exist_ok=True)
+                found = _in_process(name, folder)
+                seconds[name].append(found["seconds"])
+                peaks[name] = max(peaks[name], found["peak"])
+                log(
+                    f"{name}: {found['seconds']:.1f} s, "
+                    f"{found['peak'] / 1e6:.0f} MB"
+                )
+        latencies = _latencies(pathlib.Path(root, "0"), job.threads)
+    medians = {name: statistics.median(seconds[name]) for name in names}
+    claims = [
+        {
+            "claim": f"{ours} / {theirs}, time",
+            "ratio": medians[ours] / medians[theirs],
+            "at most": most,
+        }
+        for ours, theirs, most in CLAIMS
+    ]
+    claims += [
+        {
+            "claim": f"{quantize} / float32, LiteRT latency",
+            "ratio": latencies[f"tflite {quantize}"]["median"]
+            / latencies["tflite"]["median"],
+            "at most": LATENCY_SHARE,
+        }
+        for quantize in QUANTIZED
+    ]
+    claims += [
+        {
+            "claim": f"{name}, peak memory / {MEMORY / 1e9} GB",
+            "ratio": peaks[name] / MEMORY,
+            "at most": 1,
+        }
+        for name in ("savedmodel", "tflite", "onnx")
+    ]
+    for claim in claims:
+        log("{claim}: {ratio:.2f}, at most {at most}".format(**claim))
+    return {
+        "exports": {
+            name: {**summary(seconds[name]), "peak": peaks[name]}
+            for name in names
+        },
+        "latency": latencies,
+        "claims": claims,
+    }
+
+
+def _in_process(name, folder):
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.exporting", name, str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        raise RuntimeError(f"{name}: {process.stderr[-2000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _latencies(folder, threads):
+    """Of the TFLite files, in turns within this process."""
+    import numpy as np
+
+    from keras_resnext.export.runtimes import open_tflite
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3))
+    names = ("tflite", *(f"tflite {quantize}" for quantize in QUANTIZED))
+    runs = {
+        name: open_tflite(folder / name.replace(" ", "_"), threads)
+        for name in names
+    }
+    seconds = {name: [] for name in names}
+    for turn in range(-3, 30):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run(image)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: summary(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(export_once(*sys.argv[1:])))
