@@ -44,6 +44,7 @@ def export_once(name, folder):
         if format == "litert":
             path = path.with_suffix(".tflite")
         model = keras_resnext.to_stock_layers(model)
+        model(calibration[:1])  # Keras exports no model that was never called
         work = lambda: model.export(str(path), format=format, verbose=False)  # noqa: E731
     else:
         format, _, quantize = name.partition(" ")

@@ -112,6 +112,13 @@ def test_agrees_with_keras(classify, model, tflite, png):
     )
 
 
+def test_the_kit_works_as_it_is_copied():
+    folder = CLASSIFY.parent
+    result = run(folder / "seven.png", "--model", folder / "digits.tflite")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].split()[0] == "7"
+
+
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_runs_quantised_files(classify, model, tmp_path, png, quantize):
     path = tmp_path / "model.tflite"

@@ -84,7 +84,9 @@ class ExportGraph:
 
     def function(self, batch, dtype="float32"):
         """A `tf.function` of images that reads the variables."""
-        return tf.function(self, input_signature=[self.spec(batch, dtype)])
+        return tf.function(
+            self, input_signature=[self.spec(batch, dtype)], autograph=False
+        )
 
     def frozen(self, batch):
         """A `tf.GraphDef` of float32 images that holds the weights.

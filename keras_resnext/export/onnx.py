@@ -1,5 +1,6 @@
 """ONNX: for ONNX Runtime on servers, desktops and in browsers."""
 
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -17,13 +18,12 @@ from keras_resnext.layers import use_convolution_path
 LAYOUTS = ("NHWC", "NCHW")
 QUANTIZATIONS = (None, "int8")
 _PROTOBUF_BYTES = 2**31  # a message cannot be larger
-# Those of tf2onnx that find something in these graphs; each of the others
-# looks through all of it once more.
+# Those of tf2onnx that find something in these graphs, once each. Its own loop
+# runs all of them until none finds anything, copies the graph for each, and
+# leaves old weights in memory: 9 GB instead of 2.
 _PASSES = (
     "optimize_transpose",
     "fold_constants",
-    "merge_duplication",
-    "reshape_optimizer",
     "global_pool_optimizer",
     "remove_identity",
     "remove_back_to_back",
@@ -171,9 +171,10 @@ def _convert(graph, opset, layout):
     # Whatever this machine can differentiate: Conv has groups.
     with use_convolution_path("native"):
         definition, image, outputs = graph.frozen(batch=None)
+    gc.collect()  # graphs refer to themselves, and hold all weights
     with artifact.quiet("tf2onnx", "tensorflow"), tf.Graph().as_default() as g:
         tf.import_graph_def(definition, name="")
-        del definition  # a copy of all weights
+        del definition
         try:
             converted = tfonnx.process_tf_graph(
                 g,
@@ -188,14 +189,15 @@ def _convert(graph, opset, layout):
             raise artifact.ExportError(
                 f"`model` must have operations that ONNX has; {error}"
             ) from error
+    del g
+    gc.collect()
     with artifact.quiet("tf2onnx"):
-        # Without `catch_errors`, which copies the whole graph for each pass.
-        converted = optimizer.optimize_graph(
-            converted,
-            catch_errors=False,
-            optimizers={name: passes[name] for name in _PASSES},
-        )
+        for name in _PASSES:
+            converted = passes[name]().optimize(converted, 0) or converted
+        converted.topological_sort(converted.get_nodes())
         proto = converted.make_model(graph.names[0])
+    del converted
+    gc.collect()
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return proto

@@ -134,19 +134,30 @@ def layer_errors(
     Returns:
         A `LayerError` for each layer, in order.
     """
-    before, after = _Traced(model, images), _Traced(quantized, images)
+    before, after = _Traced(model), _Traced(quantized)
+    signals, own, accumulated = (dict.fromkeys(after.layers, 0) for _ in "abc")
+    for image in images:
+        before.run(image)
+        after.run(image)
+        for name, (_, output) in after.layers.items():
+            signal = before.tensor(output)
+            signals[name] += _power(signal)
+            accumulated[name] += _power(signal - after.tensor(output))
+            if after.is_quantized(output):
+                own[name] += _power(signal - after.rounded(output, signal))
     found = []
     for name, (weights, output) in after.layers.items():
-        kernel, signal = before.weights(name), before.values[output]
-        activations = None
-        if after.scales(output)[0].size:
-            activations = _noise(signal, after.rounded(output, signal))
+        kernel = before.tensor(before.layers[name][0])
+        noise = _power(kernel - after.tensor(weights))
+        signal = signals[name] or 1.0
         found.append(
             LayerError(
                 name=name,
-                weights=_noise(kernel, after.dequantized(weights)),
-                activations=activations,
-                accumulated=_noise(signal, after.values[output]),
+                weights=(noise / (_power(kernel) or 1.0)) ** 0.5,
+                activations=(own[name] / signal) ** 0.5
+                if after.is_quantized(output)
+                else None,
+                accumulated=(accumulated[name] / signal) ** 0.5,
             )
         )
     return found
@@ -200,9 +211,9 @@ def _layer_of(tensor, taken):
 
 
 class _Traced:
-    """A TFLite model with all its tensors, after some images."""
+    """A TFLite model with all its tensors."""
 
-    def __init__(self, content, images):
+    def __init__(self, content):
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.interpreter import OpResolverType
 
@@ -217,20 +228,23 @@ class _Traced:
                     OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
                 ),
             )
-        serve = self._interpreter.get_signature_runner("serving_default")
+        self._serve = self._interpreter.get_signature_runner("serving_default")
+        image = self._serve.get_input_details()["image"]
+        self._dtype = image["dtype"]
         self._details = {
             detail["name"]: detail
             for detail in self._interpreter.get_tensor_details()
         }
-        seen = {output: [] for _, output in self.layers.values()}
-        dtype = serve.get_input_details()["image"]["dtype"]
-        for image in images:
-            serve(image=image[None].astype(dtype))
-            for name, values in seen.items():
-                values.append(self.dequantized(name))
-        self.values = {n: np.concatenate(v) for n, v in seen.items()}
 
-    def scales(self, tensor):
+    def run(self, image):
+        """Compute all tensors for an image."""
+        self._serve(image=image[None].astype(self._dtype))
+
+    def is_quantized(self, tensor):
+        """Whether a tensor has a scale."""
+        return bool(self._scales(tensor)[0].size)
+
+    def _scales(self, tensor):
         """Scales, zero points, and the axis along which they differ."""
         found = self._details[tensor]["quantization_parameters"]
         return (
@@ -239,15 +253,11 @@ class _Traced:
             found["quantized_dimension"],
         )
 
-    def weights(self, layer):
-        """A layer's weights as they count."""
-        return self.dequantized(self.layers[layer][0])
-
-    def dequantized(self, tensor):
+    def tensor(self, tensor):
         """A tensor's numbers as they count."""
         values = self._interpreter.get_tensor(self._details[tensor]["index"])
         values = values.astype("float32")
-        scales, zeros, axis = self.scales(tensor)
+        scales, zeros, axis = self._scales(tensor)
         if not scales.size:
             return values
         shape = [1] * values.ndim
@@ -256,15 +266,13 @@ class _Traced:
 
     def rounded(self, tensor, values):
         """Other numbers, rounded as this tensor's are."""
-        (scale,), (zero,), _ = self.scales(tensor)
+        (scale,), (zero,), _ = self._scales(tensor)
         steps = np.clip(np.round(values / scale) + zero, -128, 127)
         return (steps - zero) * scale
 
 
-def _noise(signal, other):
-    power = float(np.mean(np.square(signal, dtype="float64")))
-    noise = float(np.mean(np.square(signal - other, dtype="float64")))
-    return (noise / power) ** 0.5 if power else 0.0
+def _power(values):
+    return float(np.square(values, dtype="float64").mean())
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ process of its own, which loads nothing else, and prints JSON.
 """
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -45,7 +46,7 @@ def open_tflite(path, threads=None):
     """Open a TFLite file in LiteRT; see `open_saved_model`."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
     serve = interpreter.get_signature_runner("serving_default")
     dtype = serve.get_input_details()["image"]["dtype"]
 

@@ -160,7 +160,7 @@ class _Serving(tf.Module):
             tf.saved_model.save(self, str(path), signatures=signatures)
 
     def _function(self, function, spec):
-        return tf.function(function, input_signature=[spec])
+        return tf.function(function, input_signature=[spec], autograph=False)
 
     def _serve(self, image):
         outputs = self._graph(image)

@@ -169,6 +169,9 @@ def _convert(graph, dtype):
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(saved), signature_keys=["serving_default"]
         )
+        # Weights behind the FlatBuffer, where `_finish` takes them from; or
+        # TensorFlow takes a second to write all of it anew.
+        converter._experimental_use_buffer_offset = True
         try:
             return converter.convert()
         except Exception as error:  # the converter's own class, a plain one
