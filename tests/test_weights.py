@@ -16,6 +16,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_resnext
 from keras_resnext.resnext import build
@@ -1033,3 +1034,24 @@ def test_predict_and_evaluate_published(server, run_cli, tmp_path):
         f"{100 * np.mean(top5):.3f}",
         "4",
     ]
+
+    # And out it goes again, with the record's classes, resize and crop.
+    status, output, error = run_cli(
+        *("export", "resnext50", "--weights", "tv2_in1k", "--data", folder),
+        *("--format", "savedmodel", "--output", tmp_path / "export"),
+    )
+    assert status == 0, error
+    report = json.loads((tmp_path / "export" / "report.json").read_text())
+    assert report["images"] == 4
+    assert report["keras_accuracy"] == report["files"][0]["accuracy"] == 0.75
+    served = tf.saved_model.load(tmp_path / "export" / "saved_model")
+    found = served.signatures["image_bytes"](
+        image_bytes=tf.constant([photo.read_bytes()])
+    )
+    names = keras_resnext.preprocessing.imagenet_labels()
+    best = [names[i].encode() for i in found["top_indices"][0]]
+    assert found["top_labels"].numpy()[0].tolist() == best
+    # Pillow resizes there, TensorFlow here.
+    np.testing.assert_allclose(
+        found["probabilities"][0], scores[0], atol=0.1 * float(scores[0].max())
+    )
