@@ -561,6 +561,7 @@ def _exported(model, weights, dataset, data_dir):
         one), a number of images and a seed to pixels and classes (`None`
         without a data set).
     """
+    from keras_resnext.export.graph import image_shape
     from keras_resnext.export.graph import resize_then_crop
     from keras_resnext.preprocessing import image_size
     from keras_resnext.preprocessing import imagenet_labels
@@ -581,10 +582,12 @@ def _exported(model, weights, dataset, data_dir):
         )
     else:
         network, run, notes = _load(model)
-        size = image_size(network)
-        labels, crop = notes.labels, notes.crop
-        resize = show = functools.partial(resize_and_crop, size=size, crop=crop)
+        labels = notes.labels
+        resize = show = functools.partial(
+            resize_and_crop, size=image_shape(network)[0], crop=notes.crop
+        )
         if dataset or run:
+            image_size(network)  # a square, or this says so
             dataset = _dataset_of(run, dataset, data_dir)
     if dataset is None:
         return network, labels, resize, None
