@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -506,6 +507,12 @@ def export(
                 _RUNTIMES[format], extra="export", purpose=f"The {format} check"
             )
     require("matplotlib", extra="export", purpose="The picture")
+    if exclude_worst and not ({"dynamic", "int8"} & set(quantizations)):
+        raise ValueError("`exclude_worst` needs `quantize` dynamic or int8.")
+    if layout != "NHWC" and "onnx" not in formats.split(","):
+        raise ValueError("`layout` is of the format onnx; it is not asked for.")
+    # So that what is half-written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     is_run = model.is_dir() and weights is None
     output = output or (model if is_run else model.parent) / "export"
     network, labels, resize, images = _exported(model, weights, data, data_dir)
@@ -561,6 +568,7 @@ def _exported(model, weights, dataset, data_dir):
         one), a number of images and a seed to pixels and classes (`None`
         without a data set).
     """
+    from keras_resnext.export.artifact import classifies
     from keras_resnext.export.graph import image_shape
     from keras_resnext.export.graph import resize_then_crop
     from keras_resnext.preprocessing import image_size
@@ -593,6 +601,11 @@ def _exported(model, weights, dataset, data_dir):
         return network, labels, resize, None
     data = open_dataset(dataset, data_dir)
     data.prepare()
+    if classifies(network) and len(data.labels) != network.output_shape[-1]:
+        raise ValueError(
+            f"`data` must have the model's {network.output_shape[-1]} classes; "
+            f"{dataset} has {len(data.labels)}."
+        )
 
     def images(split, count, shuffle_seed=None):
         return read_images(

@@ -39,7 +39,6 @@ def staged(
     ...     new.write_bytes(converted)
     """
     path = pathlib.Path(path)
-    _clear_up(path)
     check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -109,7 +108,9 @@ def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
 
     >>> check_free("new.tflite", overwrite=False)
     """
-    if pathlib.Path(path).exists() and not overwrite:
+    path = pathlib.Path(path)
+    _clear_up(path)
+    if path.exists() and not overwrite:
         raise FileExistsError(
             f"`path` must be free, or `overwrite` true; {path} exists."
         )

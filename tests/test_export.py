@@ -778,3 +778,80 @@ def test_published_networks(name, tmp_path):
         print(name, exporter.__name__, quantized)
         assert quantized.correlation > 0.99
         assert quantized.size < 0.28 * 4 * count
+
+
+@every_format
+def test_small_outputs_are_held_to_their_own_scale(
+    name, crops, tmp_path, monkeypatch
+):
+    """Beside large ones, and tiny ones alone: swapped, they are refused."""
+    body = imagenet_model(include_top=False)
+    inputs = body.input
+    pooled = keras.layers.GlobalAveragePooling2D()(body.output)
+    small = keras.layers.Dense(4, name="small")(pooled)
+    large = keras.layers.Rescaling(1e5, name="large")(body.output)
+    tiny = keras.layers.Rescaling(1e-7, name="tiny")(small)
+    models = [
+        keras.Model(inputs, {"b": small, "a": large}),
+        keras.Model(inputs, tiny),
+    ]
+    for number, model in enumerate(models):
+        EXPORTERS[name](model, tmp_path / f"{number}", images=crops[:4])
+    named = ExportGraph._named
+
+    def reversed_(self, outputs):
+        found = named(self, outputs)
+        last = list(found)[-1]
+        return {**found, last: found[last][..., ::-1]}
+
+    monkeypatch.setattr(ExportGraph, "_named", reversed_)
+    for model in models:
+        with pytest.raises(export.ExportError, match="not Keras'"):
+            EXPORTERS[name](model, tmp_path / "wrong", images=crops[:4])
+
+
+@every_format
+def test_heads_that_were_used_before(name, crops, tmp_path):
+    """On other inputs, which the layer remembers first."""
+    body = imagenet_model(include_top=False, pooling="avg")
+    head = keras.layers.Dense(3, "softmax")
+    head(keras.Input((body.output_shape[-1],)))
+    model = keras.Model(body.input, head(body.output))
+    found = EXPORTERS[name](model, tmp_path / "m", images=crops[:4])
+    np.testing.assert_allclose(
+        found.scores, expected_scores(model, crops[:4]), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("exclude", [-1, True, 1.5, "conv1_conv"])
+def test_what_cannot_be_excluded(exclude, small_model, tmp_path):
+    with pytest.raises(ValueError, match="`exclude` must be"):
+        export.to_tflite(
+            small_model, tmp_path / "m", quantize="dynamic", exclude=exclude
+        )
+
+
+def test_images_and_labels_that_cannot_be_meant(small_model, pixels, tmp_path):
+    nothing = np.full_like(pixels, np.nan)
+    for exporter in (export.to_tflite, export.to_onnx):
+        with pytest.raises(ValueError, match="`images` must be finite"):
+            exporter(small_model, tmp_path / "m", images=nothing)
+        with pytest.raises(ValueError, match="`calibration` must be finite"):
+            exporter(
+                small_model,
+                tmp_path / "m",
+                quantize="int8",
+                calibration=nothing,
+            )
+        for bad in ("two\nlines", "", "\x0c"):
+            with pytest.raises(ValueError, match="class names, a line each"):
+                exporter(small_model, tmp_path / "m", labels=[*LABELS[1:], bad])
+
+
+def test_bare_networks_have_no_metadata_of_pixels(small_model, tmp_path):
+    for preprocessing, pixels in (("imagenet", True), (None, False)):
+        path = tmp_path / f"{pixels}.tflite"
+        export.to_tflite(small_model, path, preprocessing=preprocessing)
+        content = path.read_bytes()
+        assert (b"Plain pixels in [0, 255]" in content) == pixels
+        assert (b"nothing is normalized in here" in content) != pixels

@@ -142,6 +142,7 @@ def test_metadata_reads_back(tmp_path):
             name="net",
             description="",
             shape=(96, 64, 3),
+            pixels=True,
             input_name="image",
             output_names=["probabilities"],
             has_labels=True,

@@ -43,7 +43,8 @@ class Limits:
 
     Args:
         logit_difference: Largest difference of logits, as a share of the
-            largest logit, or of 1 if that is more.
+            largest logit, or of 1 if that is more; of features, as a share of
+            the largest of the same output.
         correlation: Smallest correlation of logits.
         top1_agreement: Smallest share of images with the same best class.
 
@@ -79,7 +80,7 @@ class Limits:
 # are off by up to a half in 127 in each weight and activation: what is left is
 # the direction.
 LIMITS = {
-    None: Limits(logit_difference=1e-4),
+    None: Limits(logit_difference=1e-4, correlation=0.99),
     "float16": Limits(logit_difference=1e-2, correlation=0.999),
     "dynamic": Limits(correlation=0.99),
     "int8": Limits(correlation=0.99),
@@ -144,6 +145,11 @@ class Artifact:
         return in_batches(OPENERS[self.format](self.path, threads))
 
 
+def classifies(model) -> bool:
+    """Whether a model puts out one score for each class."""
+    return output_names(model) in _CLASSIFIED
+
+
 def check_place(path, format, *, overwrite):
     """Refuse a path before long work.
 
@@ -178,6 +184,8 @@ def check_images(model, images, argument="images"):
             f"`{argument}` must have shape (images, "
             f"{', '.join(map(str, shape))}); got {images.shape}."
         )
+    if not np.isfinite(images).all():
+        raise ValueError(f"`{argument}` must be finite; some are not.")
     return images
 
 
@@ -220,13 +228,27 @@ def export(
     check_place(path, format, overwrite=overwrite)
     images = check_images(model, noise(model) if images is None else images)
     limits = limits or LIMITS[quantize]
-    expected, largest = _expected(model, preprocessing, images)
+    expected, scales = _expected(model, preprocessing, images)
     with staged(path, overwrite=overwrite) as new:
         more = write(new) or {}
-        found = in_batches(OPENERS[format](new))(images)
+        try:
+            found = in_batches(OPENERS[format](new))(images)
+        except Exception as error:  # each runtime has its own
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(
+                f"{path} was not written: its runtime refuses it, {reason}"
+            ) from error
         found = {name: found[name] for name in expected}
         agreement = compare(model, expected, found)
-        scale = max(1.0, largest)
+        relative = max(
+            float(
+                np.abs(
+                    logits(model, expected[name]) - logits(model, found[name])
+                ).max()
+                / scale
+            )
+            for name, scale in scales.items()
+        )
         failed = [
             f"{name.replace('_', ' ')} {value:.4g} where {limit:.4g} is the "
             "limit"
@@ -234,10 +256,9 @@ def export(
             for name, value, limit, holds in (
                 (
                     "logit_difference",
-                    agreement["max_logit_difference"],
-                    limits.logit_difference * scale,
-                    agreement["max_logit_difference"]
-                    <= limits.logit_difference * scale,
+                    relative,
+                    limits.logit_difference,
+                    relative <= limits.logit_difference,
                 ),
                 (
                     "correlation",
@@ -333,7 +354,7 @@ def logits(model, scores):
 
 
 def _expected(model, preprocessing, images):
-    """Keras' outputs by name, and its largest logit.
+    """Keras' outputs by name, and what a difference of each is a share of.
 
     Of a network that is sure of everything, such as a fresh one, probabilities
     show the logits of few classes only; how far float32 rounds follows from
@@ -341,17 +362,25 @@ def _expected(model, preprocessing, images):
     """
     last = model.layers[-1]
     inside = isinstance(last, (keras.layers.Dense, keras.layers.Softmax))
-    if output_names(model) != ["probabilities"] or not inside:
+    probe = None
+    if output_names(model) == ["probabilities"] and inside:
+        # A layer that was called on other inputs before has those.
+        with contextlib.suppress(ValueError):
+            probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
+    if probe is None:
         outputs = keras_runner(model, preprocessing)(images)
-        values = [logits(model, value) for value in outputs.values()]
-        return outputs, max(float(np.abs(value).max()) for value in values)
-    probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
+        least = 1.0 if output_names(model) in _CLASSIFIED else 1e-30
+        return outputs, {
+            name: max(least, float(np.abs(logits(model, value)).max()))
+            for name, value in outputs.items()
+        }
     before, probabilities = keras_runner(probe, preprocessing)(images).values()
     if isinstance(last, keras.layers.Dense):
         kernel, *bias = last.get_weights()
         before = before.astype("float64") @ kernel + sum(bias)
     largest = np.abs(before - before.mean(axis=-1, keepdims=True)).max()
-    return {"probabilities": probabilities}, float(largest)
+    scale = max(1.0, float(largest))
+    return {"probabilities": probabilities}, {"probabilities": scale}
 
 
 def keras_runner(model, preprocessing):
@@ -371,9 +400,9 @@ def keras_runner(model, preprocessing):
     # Not through `ExportGraph`: the proof must not share its mistakes.
     def run(images):
         outputs = model.predict_on_batch(preprocess(images))
-        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         if isinstance(outputs, dict):
-            flat = outputs.values()
+            return {name: np.asarray(outputs[name]) for name in names}
+        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         return dict(zip(names, map(np.asarray, flat), strict=True))
 
     return in_batches(run)
@@ -411,11 +440,16 @@ def check_labels(labels, model):
     classes = (
         model.output_shape[-1] if output_names(model) in _CLASSIFIED else 0
     )
-    names = [label for label in labels if isinstance(label, str)]
+    # A file has one a line.
+    names = [
+        label
+        for label in labels
+        if isinstance(label, str) and label.splitlines() == [label]
+    ]
     if len(names) != classes or len(labels) != classes:
         raise ValueError(
-            f"`labels` must hold the model's {classes} class names; got "
-            f"{labels[:20]}."
+            f"`labels` must hold the model's {classes} class names, a line "
+            f"each; got {labels[:20]}."
         )
     return labels
 

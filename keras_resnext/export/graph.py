@@ -129,6 +129,8 @@ class ExportGraph:
             return self._preprocess(tf.cast(images, tf.float32))
 
     def _named(self, outputs):
+        if isinstance(outputs, dict):
+            return {name: outputs[name] for name in self.names}
         return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
 
 
@@ -222,8 +224,12 @@ def output_names(model):
     """What the model's outputs are, in their order.
 
     `"probabilities"`, `"logits"` of a dense layer, or `"features"`; if there
-    are several, their layers' names.
+    are several, their layers' names; of a dict, its keys.
     """
+    # A sequential model may have none.
+    output = getattr(model, "output", None)
+    if isinstance(output, dict):
+        return sorted(output)
     if len(model.outputs) > 1:
         return [str(name) for name in model.output_names]
     if ends_in_softmax(model):

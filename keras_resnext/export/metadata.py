@@ -11,14 +11,13 @@ import numpy as np
 LABELS_FILE = "labels.txt"
 _IDENTIFIER = b"M001"
 # Union members and enumerators.
-_IMAGE_PROPERTIES = _RGB = _NORMALIZATION = np.uint8(1)
-_FEATURE_PROPERTIES = np.uint8(1)
-_IMAGE = np.uint8(2)
+_RGB = _NORMALIZATION = _FEATURE_PROPERTIES = np.uint8(1)
+_IMAGE = _GRAYSCALE = np.uint8(2)
 _AXIS_LABELS = np.int8(2)
 
 
 def image_classifier_metadata(
-    *, name, description, shape, input_name, output_names, has_labels
+    *, name, description, shape, pixels, input_name, output_names, has_labels
 ) -> bytes:
     """Metadata of a network from an image to classes or features.
 
@@ -29,6 +28,8 @@ def image_classifier_metadata(
         name: Of the model.
         description: Of the model.
         shape: `(height, width, channels)` of the image.
+        pixels: Whether it takes plain pixels; what else a network takes has
+            no metadata, so that nobody feeds it pixels.
         input_name: What the image is called.
         output_names: What the outputs are called; they are described in
             alphabetical order, which is the file's.
@@ -41,23 +42,26 @@ def image_classifier_metadata(
 
     >>> image_classifier_metadata(
     ...     name="resnext50", description="", shape=(224, 224, 3),
-    ...     input_name="image", output_names=["probabilities"],
+    ...     pixels=True, input_name="image", output_names=["probabilities"],
     ...     has_labels=True)[4:8]
     b'M001'
     """
-    height, width, _ = shape
-    image = {  # TensorMetadata
-        0: input_name,
-        1: "RGB image, plain pixels in [0, 255].",
-        3: {  # Content
-            0: _IMAGE,
-            1: {0: _RGB, 1: {0: np.uint32(width), 1: np.uint32(height)}},
-        },
-        4: [  # ProcessUnit of NormalizationOptions
-            {0: _NORMALIZATION, 1: {0: np.float32([0]), 1: np.float32([1])}}
-        ],
-        5: {0: np.float32([255]), 1: np.float32([0])},  # Stats
-    }
+    height, width, channels = shape
+    image = {0: input_name}  # TensorMetadata
+    if pixels:
+        colours = _GRAYSCALE if channels == 1 else _RGB
+        sides = {0: np.uint32(width), 1: np.uint32(height)}
+        image |= {
+            1: "Plain pixels in [0, 255].",
+            3: {0: _IMAGE, 1: {0: colours, 1: sides}},  # Content
+            4: [  # ProcessUnit of NormalizationOptions
+                {
+                    0: _NORMALIZATION,
+                    1: {0: np.float32([0]), 1: np.float32([1])},
+                }
+            ],
+            5: {0: np.float32([255]), 1: np.float32([0])},  # Stats
+        }
     outputs = [
         {0: name, 3: {0: _FEATURE_PROPERTIES, 1: {}}} for name in output_names
     ]

@@ -119,7 +119,8 @@ def export_files(
         folder: Where the files go, with `report.json` and `report.png`.
         planned: Of `plan`.
         images: Pixels to compare on. Defaults to eight images of noise.
-        classes: What is on them, `(images,)`. Defaults to `None`.
+        classes: What is on them, `(images,)`, for a classifier. Defaults to
+            `None`.
         calibration: Pixels that set the ranges of int8.
         labels: Class names. Defaults to `None`.
         resize: See `to_saved_model`.
@@ -151,6 +152,8 @@ def export_files(
     for name in (_REPORT, _PICTURE):
         check_free(folder / name, overwrite=overwrite)
     shown = artifact.noise(model) if images is None else images
+    if not artifact.classifies(model):
+        classes = None
     lines = []
     for (format, quantize), name in planned.items():
         path = folder / name
@@ -232,7 +235,7 @@ def _failed(format, quantize, path, error):
 def _accuracy(outputs, classes):
     if classes is None:
         return None
-    (scores,) = outputs.values()
+    (scores,) = outputs.values()  # of a classifier, see `export_files`
     return float(np.mean(scores.argmax(axis=-1) == classes))
 
 
@@ -292,6 +295,11 @@ def draw_report(report: dict, path) -> None:
     figure.suptitle(
         f"{report['model']}: {report['images']} images, "
         f"{report['threads']} threads"
+        + "".join(
+            f"\n{_name(line)} FAILED and was not written"
+            for line in report["files"]
+            if not line["passed"]
+        )
     )
     figure.savefig(path, dpi=120)
 

@@ -104,6 +104,16 @@ def to_tflite(
     calibration = artifact.check_quantization(
         model, quantize, calibration, QUANTIZATIONS
     )
+    if type(exclude) is not int and (
+        isinstance(exclude, (str, bool, float))
+        or not all(isinstance(name, str) for name in exclude)
+    ):
+        raise ValueError(
+            "`exclude` must be a number of layers or a list of their names; "
+            f"got {exclude!r}."
+        )
+    if type(exclude) is int and exclude < 0:
+        raise ValueError(f"`exclude` must be 0 or more; got {exclude}.")
     if exclude and quantize not in ("dynamic", "int8"):
         raise ValueError(
             "`exclude` needs `quantize` dynamic or int8; got "
@@ -135,7 +145,9 @@ def to_tflite(
             content, errors = _quantize(
                 content, quantize, calibration, exclude, samples
             )
-        content = _finish(content, model, graph, labels, quantized_input)
+        if quantized_input:
+            content = _take_pixels(content)
+        content = _add_metadata(content, model, graph, labels, preprocessing)
         new.write_bytes(content)
         check_operators(new)
         if labels:
@@ -169,7 +181,7 @@ def _convert(graph, dtype):
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(saved), signature_keys=["serving_default"]
         )
-        # Weights behind the FlatBuffer, where `_finish` takes them from; or
+        # Weights behind the FlatBuffer, where `_parse` takes them from; or
         # TensorFlow takes a second to write all of it anew.
         converter._experimental_use_buffer_offset = True
         try:
@@ -208,8 +220,8 @@ class _AlignedBuilder(flatbuffers.Builder):
         return super().CreateNumpyVector(x)
 
 
-def _finish(content, model, graph, labels, quantized_input):
-    """Add metadata, and make a quantised input of plain pixels."""
+def _parse(content):
+    """A file as objects; its weights are views of `content`."""
     from ai_edge_litert import schema_py_generated as schema
 
     parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
@@ -218,12 +230,25 @@ def _finish(content, model, graph, labels, quantized_input):
             end = buffer.offset + buffer.size
             buffer.data = np.frombuffer(content[buffer.offset : end], "uint8")
             buffer.offset = buffer.size = 0
-    if quantized_input:
-        _take_pixels(parsed, schema)
+    return parsed
+
+
+def _pack(parsed, size):
+    """The content of a file of some `size`, as bytes."""
+    builder = _AlignedBuilder(size)
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    return builder.Output()
+
+
+def _add_metadata(content, model, graph, labels, preprocessing):
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = _parse(content)
     data = image_classifier_metadata(
         name=model.name,
-        description=artifact.describe_input("imagenet"),
+        description=artifact.describe_input(preprocessing),
         shape=graph.shape,
+        pixels=preprocessing is not None,
         input_name=IMAGE,
         output_names=graph.names,
         has_labels=labels is not None,
@@ -234,20 +259,27 @@ def _finish(content, model, graph, labels, quantized_input):
     entry.name, entry.buffer = "TFLITE_METADATA", len(parsed.buffers)
     parsed.buffers.append(buffer)
     parsed.metadata = [*(parsed.metadata or ()), entry]
-    builder = _AlignedBuilder(len(content) + len(data))
-    builder.Finish(parsed.Pack(builder), b"TFL3")
-    return builder.Output()
+    return _pack(parsed, len(content) + len(data))
 
 
-def _take_pixels(parsed, schema):
+def _take_pixels(content):
     """Let the first operator turn unsigned pixels into signed ones.
 
     The quantiser writes it for floats, with a scale from the images it saw;
     pixels are whole numbers from 0 to 255, so that nothing is rounded.
     """
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = _parse(content)
     (graph,) = parsed.subgraphs
     (index,) = graph.inputs
-    (first,) = (op for op in graph.operators if index in op.inputs)
+    first, *others = (op for op in graph.operators if index in op.inputs)
+    code = parsed.operatorCodes[first.opcodeIndex].builtinCode
+    if others or code != schema.BuiltinOperator.QUANTIZE:
+        raise artifact.ExportError(
+            "`input_dtype` must be float32 for a model whose first layer stays "
+            "in float32."
+        )
     for tensor, kind, zero in (
         (graph.tensors[index], schema.TensorType.UINT8, 0),
         (graph.tensors[first.outputs[0]], schema.TensorType.INT8, -128),
@@ -256,6 +288,7 @@ def _take_pixels(parsed, schema):
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale = np.float32([1])
         tensor.quantization.zeroPoint = np.int64([zero])
+    return _pack(parsed, len(content))
 
 
 def operators(path: str | os.PathLike) -> list[str]:
