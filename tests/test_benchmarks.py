@@ -183,6 +183,7 @@ def test_growth_counts_what_it_changes():
     assert training[1]["peak"] > training[0]["peak"]
 
 
+@pytest.mark.slow
 def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     options = {
         "recipe": Recipe(image_size=8, epochs=1, warmup_epochs=0.5),

@@ -116,6 +116,7 @@ def test_two_mirrored_replicas(recipe, exact, tmp_path):
     assert_same_history(Run(tmp_path), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_of_all_replicas_are_kept(adamw, tmp_path):
     """Unsynchronised, averaged: whenever it is saved, and in one process."""
     recipe = dataclasses.replace(adamw, sync_batch_norm=False, epochs=2)
@@ -138,6 +139,7 @@ def test_statistics_of_all_replicas_are_kept(adamw, tmp_path):
     assert_same_weights(again, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_that_differ_do_not_go_on(sgd, tmp_path):
     options = {"save_every_steps": 3, "deterministic": True}
     process.finish(

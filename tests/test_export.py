@@ -508,6 +508,7 @@ def test_fine_tuned_models_inside_others(name, crops, tmp_path):
         assert not any(n.op_type == "BatchNormalization" for n in nodes)
 
 
+@pytest.mark.slow
 @every_format
 @pytest.mark.parametrize("form", ["concatenated", "branches"])
 def test_every_form(name, form, crops, tmp_path):
