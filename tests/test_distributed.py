@@ -263,7 +263,8 @@ def test_killed_and_started_again(trials, recipe, undisturbed, tmp_path):
         assert_same_weights(Run(workdir), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_workers_killed(killed, sgd, tmp_path):
     options = {"deterministic": True, "save_every_steps": 2}
     expected = tmp_path / "expected"

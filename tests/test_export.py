@@ -584,6 +584,7 @@ def test_quantized_tflite(quantize, crops, tmp_path):
         assert image["quantization"] == (1.0, 0)
 
 
+@pytest.mark.slow
 def test_layers_left_in_float32(crops, tmp_path):
     """By name, and those with the largest errors."""
     model = imagenet_model()
