@@ -6,6 +6,7 @@ benchmarks.exporting NAME` is such a process. Keras exports the same network
 made of its own layers.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -45,7 +46,9 @@ def export_once(name, folder):
             path = path.with_suffix(".tflite")
         model = keras_resnext.to_stock_layers(model)
         model(calibration[:1])  # Keras exports no model that was never called
-        work = lambda: model.export(str(path), format=format, verbose=False)  # noqa: E731
+        work = functools.partial(
+            model.export, str(path), format=format, verbose=False
+        )
     else:
         format, _, quantize = name.partition(" ")
         exporter = {
@@ -56,7 +59,7 @@ def export_once(name, folder):
         options = {"quantize": quantize} if quantize else {}
         if quantize == "int8":
             options["calibration"] = calibration
-        work = lambda: exporter(model, path, **options)  # noqa: E731
+        work = functools.partial(exporter, model, path, **options)
     started = time.perf_counter()
     work()
     return {

@@ -141,7 +141,7 @@ def wrong_graph(monkeypatch):
 @pytest.mark.usefixtures("wrong_graph")
 def test_failed_check_leaves_no_file(name, small_model, pixels, tmp_path):
     with pytest.raises(
-        export.ExportError, match="not written.*not Keras', logit difference"
+        export.ExportError, match="not written.*not Keras', largest difference"
     ):
         EXPORTERS[name](small_model, tmp_path / "model", images=pixels)
     assert list(tmp_path.iterdir()) == []

@@ -234,49 +234,13 @@ def export(
         try:
             found = in_batches(OPENERS[format](new))(images)
         except Exception as error:  # each runtime has its own
-            reason = str(error).strip().splitlines()[0]
             raise ExportError(
-                f"{path} was not written: its runtime refuses it, {reason}"
+                f"{path} was not written: its runtime refuses it, "
+                f"{first_line(error)}"
             ) from error
         found = {name: found[name] for name in expected}
-        agreement = compare(model, expected, found)
-        relative = max(
-            float(
-                np.abs(
-                    logits(model, expected[name]) - logits(model, found[name])
-                ).max()
-                / scale
-            )
-            for name, scale in scales.items()
-        )
-        failed = [
-            f"{name.replace('_', ' ')} {value:.4g} where {limit:.4g} is the "
-            "limit"
-            # Written so that a NaN fails too.
-            for name, value, limit, holds in (
-                (
-                    "logit_difference",
-                    relative,
-                    limits.logit_difference,
-                    relative <= limits.logit_difference,
-                ),
-                (
-                    "correlation",
-                    agreement["correlation"],
-                    limits.correlation,
-                    agreement["correlation"] >= limits.correlation,
-                ),
-                (
-                    "top1_agreement",
-                    agreement["top1_agreement"],
-                    limits.top1_agreement,
-                    agreement["top1_agreement"] is None
-                    or agreement["top1_agreement"] >= limits.top1_agreement,
-                ),
-            )
-            if not holds
-        ]
-        if failed:
+        agreement, relative = compare(model, expected, found, scales)
+        if failed := _beyond(limits, relative, agreement):
             raise ExportError(
                 f"{path} was not written: on {len(images)} images its outputs "
                 f"are not Keras', {'; '.join(failed)}."
@@ -293,23 +257,65 @@ def export(
     )
 
 
-def compare(model, expected, found):
+def _beyond(limits, relative, agreement):
+    """Which limits are not kept, in words."""
+    correlation = agreement["correlation"]
+    top1 = agreement["top1_agreement"]
+    # Written so that a NaN fails too.
+    checks = [
+        (
+            "largest difference of logits, as a share of the largest",
+            relative,
+            limits.logit_difference,
+            relative <= limits.logit_difference,
+        ),
+        (
+            "correlation of logits",
+            correlation,
+            limits.correlation,
+            correlation >= limits.correlation,
+        ),
+    ]
+    if top1 is not None:
+        kept = top1 >= limits.top1_agreement
+        checks.append(("top-1 agreement", top1, limits.top1_agreement, kept))
+    return [
+        f"{what} is {value:.4g}, the limit {limit:.4g}"
+        for what, value, limit, kept in checks
+        if not kept
+    ]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as that fits into one line."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def compare(model, expected, found, scales):
     """How two sides' outputs differ.
 
     Args:
         model: The model they came from.
         expected: Keras' outputs by name.
         found: The others'.
+        scales: What a difference of each is a share of.
 
     Returns:
         A dict of `max_logit_difference`, `mean_logit_difference`,
-        `correlation` and `top1_agreement` as `Artifact` has them.
+        `correlation` and `top1_agreement` as `Artifact` has them, and the
+        largest difference as a share.
     """
     pairs = [
         (logits(model, expected[name]), logits(model, found[name]))
         for name in output_names(model)
     ]
     differences = [np.abs(ours - theirs) for ours, theirs in pairs]
+    relative = max(
+        float(difference.max() / scales[name])
+        for name, difference in zip(
+            output_names(model), differences, strict=True
+        )
+    )
     scores = [outputs[output_names(model)[0]] for outputs in (expected, found)]
     agreement = None
     if output_names(model) in _CLASSIFIED:
@@ -322,7 +328,7 @@ def compare(model, expected, found):
         ),
         "correlation": min(_correlation(*pair) for pair in pairs),
         "top1_agreement": agreement,
-    }
+    }, relative
 
 
 def _correlation(ours, theirs):

@@ -1,6 +1,7 @@
 """What is exported: pixels in, preprocessing, the network, named outputs."""
 
 import contextlib
+import math
 
 import keras
 import numpy as np
@@ -46,7 +47,7 @@ class ExportGraph:
         self.names = output_names(model)
         lower = {
             layer.compute_dtype
-            for layer in model._flatten_layers()
+            for layer in _layers(model)
             if layer.compute_dtype != "float32"
         }
         if lower:
@@ -70,9 +71,8 @@ class ExportGraph:
 
     @property
     def bytes(self):
-        """Size of all weights."""
-        return sum(v.value.dtype.size * v.value.shape.num_elements()
-                   for v in self.variables)  # fmt: skip
+        """Size of all weights, float32."""
+        return 4 * sum(math.prod(v.shape) for v in self.variables)
 
     def spec(self, batch, dtype="float32"):
         """`tf.TensorSpec` of images, `(batch, height, width, channels)`."""
@@ -132,6 +132,14 @@ class ExportGraph:
         if isinstance(outputs, dict):
             return {name: outputs[name] for name in self.names}
         return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
+
+
+def _layers(model):
+    """All layers, those of models inside too."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
 
 
 def _normalize(images):

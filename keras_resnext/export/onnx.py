@@ -129,9 +129,9 @@ def to_onnx(
         try:
             onnx.checker.check_model(proto, full_check=True)
         except onnx.checker.ValidationError as error:
-            reason = str(error).strip().splitlines()[0]
             raise artifact.ExportError(
-                f"`model` must have operations that ONNX has; {reason}"
+                "`model` must have operations that ONNX has; "
+                f"{artifact.first_line(error)}"
             ) from error
         if quantize is None:
             onnx.save(proto, new)

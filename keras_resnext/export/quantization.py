@@ -163,11 +163,6 @@ def layer_errors(
     return found
 
 
-def layer_names(model: bytes) -> list[str]:
-    """Names of the layers of a TFLite file that have weights, in order."""
-    return list(_weighted(_parse(model)))
-
-
 def _outputs_of(model, names):
     layers = _weighted(_parse(model))
     for name in names:

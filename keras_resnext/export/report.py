@@ -186,7 +186,9 @@ def export_files(
         "model": model.name,
         "images": len(shown),
         "threads": threads,
-        "keras_accuracy": _accuracy(
+        "keras_accuracy": None
+        if classes is None
+        else _accuracy(
             artifact.keras_runner(model, "imagenet")(shown), classes
         ),
         "files": lines,

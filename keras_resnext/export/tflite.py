@@ -187,9 +187,9 @@ def _convert(graph, dtype):
         try:
             return converter.convert()
         except Exception as error:  # the converter's own class, a plain one
-            reason = str(error).strip().splitlines()[0]
             raise artifact.ExportError(
-                f"`model` must have operations that TFLite has; {reason}"
+                "`model` must have operations that TFLite has; "
+                f"{artifact.first_line(error)}"
             ) from error
 
 
