@@ -515,6 +515,7 @@ def export(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     is_run = model.is_dir() and weights is None
     output = output or (model if is_run else model.parent) / "export"
+    report.check_places(output, planned, overwrite=overwrite)
     network, labels, resize, images = _exported(model, weights, data, data_dir)
     calibration = None
     if "int8" in quantizations:
@@ -591,9 +592,12 @@ def _exported(model, weights, dataset, data_dir):
     else:
         network, run, notes = _load(model)
         labels = notes.labels
-        resize = show = functools.partial(
-            resize_and_crop, size=image_shape(network)[0], crop=notes.crop
-        )
+        height, width, _ = image_shape(network)
+        resize = show = None
+        if height == width:
+            resize = show = functools.partial(
+                resize_and_crop, size=height, crop=notes.crop
+            )
         if dataset or run:
             image_size(network)  # a square, or this says so
             dataset = _dataset_of(run, dataset, data_dir)
@@ -631,7 +635,7 @@ def _print_export(report):
         f"{report['threads']} threads",
     )
     table.box = box.SIMPLE  # or it would need more than 80 columns
-    table.padding = (0, 1, 0, 0)
+    table.padding = 0
     table.columns[0].no_wrap = True
 
     def shown(value, form):

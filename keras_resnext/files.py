@@ -31,7 +31,8 @@ def staged(
         the ending see the right one.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is false; at once.
+        FileExistsError: if `path` exists and `overwrite` is false; at once,
+            and again before it is put in place.
 
     Example:
 
@@ -46,6 +47,7 @@ def staged(
     ) as folder:
         new = pathlib.Path(folder) / path.name
         yield new
+        check_free(path, overwrite=overwrite)  # it may have come meanwhile
         if not path.exists() or (path.is_file() and new.is_file()):
             new.replace(path)
             return
@@ -103,12 +105,18 @@ def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: if something does and `overwrite` is false.
+        NotADirectoryError: if a file stands where a folder would have to be.
 
     Example:
 
     >>> check_free("new.tflite", overwrite=False)
     """
     path = pathlib.Path(path)
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(
+            f"`path` must lie in a folder; got {path}, and {above} is a file."
+        )
     _clear_up(path)
     if path.exists() and not overwrite:
         raise FileExistsError(

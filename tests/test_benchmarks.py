@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compare
+from benchmarks import exporting
 from benchmarks import growth
 from benchmarks import report
 from benchmarks import study
@@ -251,6 +252,24 @@ def test_claims_are_computed():
     last = list(report.claims(results))[-1]
     assert last["ratio"] == 0.5
     assert not last["holds"]
+
+
+def test_claims_of_exporting_are_computed():
+    results = stored("exporting.json")
+    assert list(exporting.claims(results)) == results["claims"]
+    results["exports"]["onnx"]["median"] = (
+        0.6 * results["exports"]["keras onnx"]["median"]
+    )
+    first, *_ = exporting.claims(results)
+    assert first["ratio"] == pytest.approx(0.6)
+    assert not first["holds"]
+
+
+def test_an_export_is_timed_in_a_process_of_its_own(tmp_path):
+    found = exporting._in_process("savedmodel", tmp_path)
+    assert (tmp_path / "savedmodel" / "saved_model.pb").exists()
+    assert 0 < found["seconds"] < 300
+    assert 1e8 < found["peak"] < 20e9
 
 
 def test_pictures(tmp_path):

@@ -165,9 +165,9 @@ def test_export_compares_on_the_held_out_images(digits_run, run_cli, tmp_path):
         *("report.json", "report.png"),
     }
     rows = {
-        cells[0]: cells[1:]
+        match[1]: match[2].split()
         for line in output.splitlines()
-        for cells in [re.split(" {2,}", line.strip())]
+        if (match := re.match(r" (\w+(?: [a-z]\w+)?) +(\S.*)", line))
     }
     report = json.loads((tmp_path / "report.json").read_text())
     lines = {
@@ -254,6 +254,7 @@ def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
         ("train --workdir {run}/recipe.json", "`workdir` must be a folder"),
         ("evaluate {run} --dataset {other}", "must have the classes that"),
         ("export {run} --data {other}", "must have the classes that"),
+        ("export {run} --output {run}/recipe.json", "must lie in a folder"),
         ("evaluate {new}", "`model` must be the folder of a training run"),
         ("evaluate {run} --dataset x", "`dataset` must be"),
         ("evaluate {run} --split dev", "`split` must be one of"),

@@ -177,6 +177,10 @@ def test_overwriting_replaces_its_own_kind_only(name, small_model, tmp_path):
     with pytest.raises(FileExistsError, match="`path` must be free or hold"):
         EXPORTERS[name](small_model, path, overwrite=True)
     assert (path / "precious").exists()
+    (path / "saved_model.pb").write_text("")
+    with pytest.raises(FileExistsError, match="`path` must be free or hold"):
+        EXPORTERS[name](small_model, path, overwrite=True)
+    assert (path / "precious").exists()
     again = tmp_path / "model"
     for _ in range(2):
         EXPORTERS[name](small_model, again, overwrite=True)
@@ -342,6 +346,9 @@ def test_softmax_is_found_wherever_it_is(small_model, pixels, tmp_path):
     for model in (outer, keras.Model(inputs, layer)):
         assert output_names(model) == ["probabilities"]
     assert output_names(keras.Model(inputs, x)) == ["features"]
+    for activation, names in ((None, "logits"), ("sigmoid", "scores")):
+        scores = keras.layers.Dense(3, activation=activation)(x)
+        assert output_names(keras.Model(inputs, scores)) == [names]
     export.to_onnx(outer, tmp_path / "m.onnx", images=pixels)
 
 
@@ -407,6 +414,36 @@ def test_saved_model_reads_pictures_as_evaluation_does(
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+def test_pictures_for_a_network_that_takes_no_squares(photos, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((12, 20, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, activation="sigmoid"),
+        ]
+    )
+
+    def resize(image):
+        return tf.image.resize(image, (12, 20))
+
+    export.to_saved_model(model, tmp_path / "a")
+    export.to_saved_model(
+        model, tmp_path / "b", resize=resize, labels=["x", "y", "z"]
+    )
+    without, given = (
+        tf.saved_model.load(tmp_path / name).signatures for name in "ab"
+    )
+    assert set(without) == {"serving_default", "image_uint8"}
+    found = given["image_bytes"](image_bytes=encoded(photos, "PNG"))
+    pixels = keras_resnext.preprocess_input(
+        np.stack([resize(photo) for photo in photos])
+    )
+    expected = model.predict(pixels, verbose=0)
+    np.testing.assert_allclose(found["scores"], expected, rtol=1e-4)
+    best = found["top_labels"].numpy()[:, 0]
+    assert [b.decode() for b in best] == ["xyz"[i] for i in expected.argmax(-1)]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -741,7 +778,7 @@ def test_layers_that_cannot_be_converted(name, tmp_path):
 @every_format
 def test_a_place_that_cannot_be_written(name, small_model, tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises((NotADirectoryError, FileExistsError)):
+    with pytest.raises(NotADirectoryError, match="`path` must lie in a folder"):
         EXPORTERS[name](small_model, tmp_path / "file" / "m")
     assert (tmp_path / "file").read_text() == "precious"
 

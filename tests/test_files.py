@@ -35,6 +35,26 @@ def test_existing_things_are_not_replaced_unasked(tmp_path):
     check_free(tmp_path / "y.txt", overwrite=False)
 
 
+def test_what_came_meanwhile_is_not_replaced(tmp_path):
+    target = tmp_path / "x.txt"
+
+    def write():
+        with staged(target) as new:
+            new.write_text("new")
+            target.write_text("another's")
+
+    with pytest.raises(FileExistsError, match="x.txt exists"):
+        write()
+    assert target.read_text() == "another's"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(NotADirectoryError, match="must lie in a folder; .*x"):
+        check_free(tmp_path / "x" / "deep" / "y", overwrite=True)
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_replacing(tmp_path, folder):
     target = tmp_path / "x"

@@ -13,6 +13,7 @@ import typing
 import keras
 import numpy as np
 
+from keras_resnext.export.graph import are_class_scores
 from keras_resnext.export.graph import image_shape
 from keras_resnext.export.graph import output_names
 from keras_resnext.export.graph import preprocessing_function
@@ -22,7 +23,11 @@ from keras_resnext.files import staged
 
 # Far above what float32 rounds to zero, and far below what counts.
 _SMALLEST_PROBABILITY = 1e-30
-_CLASSIFIED = (["probabilities"], ["logits"])
+# What TensorFlow and Keras write into the folder of a SavedModel.
+_SAVED_MODEL = {
+    *("saved_model.pb", "fingerprint.pb", "keras_metadata.pb"),
+    *("variables", "assets", "assets.extra"),
+}
 
 
 class ExportError(RuntimeError):
@@ -147,7 +152,7 @@ class Artifact:
 
 def classifies(model) -> bool:
     """Whether a model puts out one score for each class."""
-    return output_names(model) in _CLASSIFIED
+    return are_class_scores(output_names(model))
 
 
 def check_place(path, format, *, overwrite):
@@ -164,11 +169,14 @@ def check_place(path, format, *, overwrite):
             f"`path` must be free or hold a {format} to replace; {path} is a "
             f"{'folder' if path.is_dir() else 'file'}."
         )
-    if path.is_dir() and not (path / "saved_model.pb").exists():
-        raise FileExistsError(
-            "`path` must be free or hold a savedmodel to replace; the folder "
-            f"{path} holds something else."
-        )
+    if path.is_dir():
+        held = {entry.name for entry in path.iterdir()}
+        other = sorted(held - _SAVED_MODEL)
+        if other or "saved_model.pb" not in held:
+            raise FileExistsError(
+                "`path` must be free or hold a savedmodel to replace; the "
+                f"folder {path} holds {', '.join(other[:3]) or 'none'}."
+            )
 
 
 def check_images(model, images, argument="images"):
@@ -228,8 +236,8 @@ def export(
     check_place(path, format, overwrite=overwrite)
     images = check_images(model, noise(model) if images is None else images)
     limits = limits or LIMITS[quantize]
-    expected, scales = _expected(model, preprocessing, images)
     with staged(path, overwrite=overwrite) as new:
+        expected, scales = _expected(model, preprocessing, images)
         more = write(new) or {}
         try:
             found = in_batches(OPENERS[format](new))(images)
@@ -318,7 +326,7 @@ def compare(model, expected, found, scales):
     )
     scores = [outputs[output_names(model)[0]] for outputs in (expected, found)]
     agreement = None
-    if output_names(model) in _CLASSIFIED:
+    if classifies(model):
         ours, theirs = (np.argmax(values, axis=-1) for values in scores)
         agreement = float(np.mean(ours == theirs))
     return {
@@ -375,7 +383,7 @@ def _expected(model, preprocessing, images):
             probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
     if probe is None:
         outputs = keras_runner(model, preprocessing)(images)
-        least = 1.0 if output_names(model) in _CLASSIFIED else 1e-30
+        least = 1.0 if classifies(model) else 1e-30
         return outputs, {
             name: max(least, float(np.abs(logits(model, value)).max()))
             for name, value in outputs.items()
@@ -443,9 +451,7 @@ def check_labels(labels, model):
     if labels is None:
         return None
     labels = list(labels)
-    classes = (
-        model.output_shape[-1] if output_names(model) in _CLASSIFIED else 0
-    )
+    classes = model.output_shape[-1] if classifies(model) else 0
     # A file has one a line.
     names = [
         label

@@ -14,6 +14,7 @@ from keras_resnext.preprocessing import ends_in_softmax
 from keras_resnext.preprocessing import preprocess_input
 
 IMAGE = "image"  # the input's name in every format
+_CLASS_SCORES = (["probabilities"], ["logits"], ["scores"])
 
 
 class ExportGraph:
@@ -231,8 +232,9 @@ def image_shape(model):
 def output_names(model):
     """What the model's outputs are, in their order.
 
-    `"probabilities"`, `"logits"` of a dense layer, or `"features"`; if there
-    are several, their layers' names; of a dict, its keys.
+    `"probabilities"` of a softmax, `"logits"` of a dense layer (`"scores"` if
+    that has another activation), or `"features"`; if there are several, their
+    layers' names; of a dict, its keys.
     """
     # A sequential model may have none.
     output = getattr(model, "output", None)
@@ -242,9 +244,16 @@ def output_names(model):
         return [str(name) for name in model.output_names]
     if ends_in_softmax(model):
         return ["probabilities"]
-    if isinstance(last_layer(model), keras.layers.Dense):
-        return ["logits"]
-    return ["features"]
+    last = last_layer(model)
+    if not isinstance(last, keras.layers.Dense):
+        return ["features"]
+    plain = last.activation is keras.activations.linear
+    return ["logits" if plain else "scores"]
+
+
+def are_class_scores(names):
+    """Whether outputs of these names are one score for each class."""
+    return names in _CLASS_SCORES
 
 
 def last_layer(model):

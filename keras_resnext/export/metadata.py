@@ -72,7 +72,8 @@ def image_classifier_metadata(
             2: _AXIS_LABELS,
         }
         (scores,) = outputs
-        scores[5] = {0: np.float32([1]), 1: np.float32([0])}
+        if output_names == ["probabilities"]:
+            scores[5] = {0: np.float32([1]), 1: np.float32([0])}
         scores[6] = [classes]
     builder = flatbuffers.Builder()
     root = _write(

@@ -93,6 +93,14 @@ def plan(formats, quantizations) -> dict[tuple[str, str | None], str]:
     }
 
 
+def check_places(folder, planned, *, overwrite) -> None:
+    """Refuse a folder before long work; see `export_files`."""
+    for (format, _), name in planned.items():
+        artifact.check_place(folder / name, format, overwrite=overwrite)
+    for name in (_REPORT, _PICTURE):
+        check_free(folder / name, overwrite=overwrite)
+
+
 def export_files(
     model: keras.Model,
     folder: str | os.PathLike,
@@ -147,10 +155,7 @@ def export_files(
     """
     folder, threads = pathlib.Path(folder), threads or os.cpu_count()
     onnx.check_layout(layout)
-    for (format, _), name in planned.items():
-        artifact.check_place(folder / name, format, overwrite=overwrite)
-    for name in (_REPORT, _PICTURE):
-        check_free(folder / name, overwrite=overwrite)
+    check_places(folder, planned, overwrite=overwrite)
     shown = artifact.noise(model) if images is None else images
     if not artifact.classifies(model):
         classes = None
@@ -264,7 +269,7 @@ def _run_alone(found, images, threads):
 
 
 def draw_report(report: dict, path) -> None:
-    """Draw what the files cost, and how far from Keras they are.
+    """Draw what the files cost and how far from Keras they are, with a table.
 
     Args:
         report: Of `export_files`.
@@ -272,8 +277,15 @@ def draw_report(report: dict, path) -> None:
     """
     from matplotlib.figure import Figure
 
-    files = [line for line in report["files"] if line["passed"]][::-1]
-    names = [_name(line) for line in files]
+    files = [line for line in report["files"] if line["passed"]]
+    rows = len(report["files"])
+    bars, cells = 0.8 + 0.3 * max(1, len(files)), 0.6 + 0.25 * rows
+    figure = Figure(figsize=(13, bars + cells), layout="constrained")
+    figure.suptitle(
+        f"{report['model']}: {report['images']} images, "
+        f"{report['threads']} threads"
+    )
+    upper, lower = figure.subfigures(2, height_ratios=[bars, cells])
     panels = [
         ("size (MB)", [line["bytes"] / 1e6 for line in files]),
         ("latency, batch 1 (ms)", [line["latency_ms"] for line in files]),
@@ -283,27 +295,65 @@ def draw_report(report: dict, path) -> None:
             [line["mean_logit_difference"] for line in files],
         ),
     ]
-    figure = Figure(
-        figsize=(13, 1.2 + 0.4 * max(1, len(files))), layout="constrained"
-    )
-    axes = figure.subplots(1, len(panels), sharey=True)
+    axes = upper.subplots(1, len(panels), sharey=True)
     for axis, (title, values) in zip(axes, panels, strict=True):
-        axis.barh(names, values, color="#4a6fa5")
+        axis.barh([_name(line) for line in files], values, color="#4a6fa5")
         for y, value in enumerate(values):
             axis.annotate(f" {value:,.3g}", (value, y), va="center", fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{report['model']}: {report['images']} images, "
-        f"{report['threads']} threads"
-        + "".join(
-            f"\n{_name(line)} FAILED and was not written"
-            for line in report["files"]
-            if not line["passed"]
-        )
+    axes[0].invert_yaxis()  # the first on top, as in the table
+    axis = lower.subplots()
+    axis.axis("off")
+    table = axis.table(
+        [_cells(line, report["keras_accuracy"]) for line in report["files"]],
+        rowLabels=[_name(line) for line in report["files"]],
+        colLabels=list(_COLUMNS),
+        colWidths=list(_COLUMNS.values()),
+        colColours=["#e8edf4"] * len(_COLUMNS),
+        cellLoc="center",
+        bbox=[0.1, 0, 0.9, 1],
     )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
     figure.savefig(path, dpi=120)
+
+
+# Columns of the picture's table, and their shares of its width.
+_COLUMNS = {
+    "verdict": 0.1,
+    "largest difference (limit)": 0.26,
+    "mean difference": 0.12,
+    "correlation (limit)": 0.18,
+    "top-1 agreement (limit)": 0.18,
+    "accuracy (Keras)": 0.16,
+}
+
+
+def _cells(line, keras_accuracy):
+    """What the table says of a file, below `_COLUMNS`."""
+    if not line["passed"]:
+        return ["FAILED", *[""] * (len(_COLUMNS) - 1)]
+
+    def shown(value, form, note=None):
+        if value is None:
+            return "-"
+        return format(value, form) + (f" ({note})" if note else "")
+
+    difference, correlation, top1 = line["limits"].values()
+    return [
+        "passed",
+        shown(
+            line["max_logit_difference"],
+            ".2g",
+            difference and f"≤ {difference:g} of the largest",
+        ),
+        f"{line['mean_logit_difference']:.2g}",
+        f"{line['correlation']:.6f} (≥ {correlation:g})",
+        shown(line["top1_agreement"], ".2%", top1 and f"≥ {top1:.2%}"),
+        shown(line["accuracy"], ".4f", shown(keras_accuracy, ".4f")),
+    ]
 
 
 def _name(line):

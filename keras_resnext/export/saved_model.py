@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_resnext.export import artifact
 from keras_resnext.export.graph import ExportGraph
+from keras_resnext.export.graph import are_class_scores
 from keras_resnext.preprocessing import resize_and_crop
 
 
@@ -53,7 +54,8 @@ def to_saved_model(
         top: Best classes to put out. Defaults to 5.
         resize: What `image_bytes` does with an image, a TensorFlow function
             from uint8 `(height, width, 3)` to pixels of the model's size.
-            Defaults to `resize_and_crop`, the largest centred square.
+            Defaults to `resize_and_crop`, the largest centred square; a model
+            that takes no squares has `image_bytes` only if this is given.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
@@ -132,9 +134,11 @@ class _Serving(tf.Module):
     def __init__(self, graph, labels, top, resize):
         super().__init__()
         self._graph, self._labels, self._top = graph, labels, top
-        size = graph.shape[0]
-        self._resize = resize or functools.partial(resize_and_crop, size=size)
-        self._classifies = graph.names[0] in ("probabilities", "logits")
+        height, width, _ = graph.shape
+        if resize is None and height == width:
+            resize = functools.partial(resize_and_crop, size=height)
+        self._resize = resize
+        self._classifies = are_class_scores(graph.names)
         # Keras' own `export` tracks variables twice, and stores them so.
         self.weights = [variable.value for variable in graph.variables]
 
@@ -146,7 +150,7 @@ class _Serving(tf.Module):
             spec = self._graph.spec(None, "uint8")
             self.uint8 = self._function(self._serve, spec)
             signatures["image_uint8"] = self.uint8
-        if whole and self._graph.shape[0] == self._graph.shape[1]:
+        if whole and self._resize:
             spec = tf.TensorSpec((None,), tf.string, "image_bytes")
             self.encoded = self._function(self._serve_bytes, spec)
             signatures["image_bytes"] = self.encoded
