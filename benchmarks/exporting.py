@@ -21,11 +21,8 @@ from benchmarks.job import Job
 ROUNDS = 3
 # Ours, Keras' own, and the largest share of its time that is claimed.
 TIMES = (("onnx", "keras onnx", 0.5), ("tflite", "keras litert", 0.6))
-OURS = (
-    *("onnx", "onnx int8", "tflite", "tflite dynamic", "tflite int8"),
-    "savedmodel",
-)
-QUANTIZED = ("dynamic", "int8")
+TFLITE = ("tflite", "tflite float16", "tflite dynamic", "tflite int8")
+OURS = ("onnx", "onnx int8", *TFLITE, "savedmodel")
 LATENCY_SHARE = 0.65  # of the float32 file's, at most
 MEMORY = 2.5e9
 
@@ -85,6 +82,7 @@ def measure_exporting(job: Job, log=print) -> dict:
     """
     names = (*OURS, "keras onnx", "keras litert")
     seconds, peaks = {name: [] for name in names}, dict.fromkeys(names, 0)
+    sizes = {}
     with tempfile.TemporaryDirectory() as root:
         for number in range(ROUNDS):
             for name in names[:: 1 if number % 2 else -1]:
@@ -93,19 +91,28 @@ def measure_exporting(job: Job, log=print) -> dict:
                 found = _in_process(name, folder)
                 seconds[name].append(found["seconds"])
                 peaks[name] = max(peaks[name], found["peak"])
+                sizes[name] = found["bytes"]
                 log(
                     f"{name}: {found['seconds']:.1f} s, "
                     f"{found['peak'] / 1e6:.0f} MB"
                 )
-        latencies = _latencies(pathlib.Path(root, "0"), job.threads)
+        files = _run_files(pathlib.Path(root, "0"), job.threads)
     results = {
         "exports": {
             name: {**summary(seconds[name]), "peak": peaks[name]}
             for name in names
         },
-        "latency": latencies,
+        "files": {
+            name: {"bytes": sizes[name], **found}
+            for name, found in files.items()
+        },
     }
     results["claims"] = list(claims(results))
+    for name, file in results["files"].items():
+        log(
+            f"{name}: {file['bytes'] / 1e6:.1f} MB, {file['median']:.1f} ms, "
+            f"{file['peak'] / 1e6:.0f} MB of memory"
+        )
     for claim in results["claims"]:
         log("{claim}: {ratio:.2f}, at most {at most}".format(**claim))
     return results
@@ -120,7 +127,7 @@ def claims(results: dict) -> Iterator[dict]:
     Yields:
         Dicts of the claim, its ratio, the most it may be, and `holds`.
     """
-    exports, latency = results["exports"], results["latency"]
+    exports, files = results["exports"], results["files"]
 
     def claim(what, value, reference, most):
         ratio = value / reference
@@ -134,11 +141,11 @@ def claims(results: dict) -> Iterator[dict]:
             exports[theirs]["median"],
             most,
         )
-    for quantize in QUANTIZED:
+    for name in ("tflite dynamic", "tflite int8"):
         yield claim(
-            f"{quantize} / float32, LiteRT latency",
-            latency[f"tflite {quantize}"]["median"],
-            latency["tflite"]["median"],
+            f"{name} / float32, LiteRT latency",
+            files[name]["median"],
+            files["tflite"]["median"],
             LATENCY_SHARE,
         )
     for name in OURS:
@@ -157,26 +164,31 @@ def _in_process(name, folder):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def _latencies(folder, threads):
-    """Of the TFLite files, in turns within this process."""
+def _run_files(folder, threads):
+    """The TFLite files' latency, in turns within this process, and memory."""
     import numpy as np
 
+    from keras_resnext.export.report import run_alone
     from keras_resnext.export.runtimes import open_tflite
 
     image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3))
-    names = ("tflite", *(f"tflite {quantize}" for quantize in QUANTIZED))
-    runs = {
-        name: open_tflite(folder / name.replace(" ", "_"), threads)
-        for name in names
-    }
-    seconds = {name: [] for name in names}
+    paths = {name: folder / name.replace(" ", "_") for name in TFLITE}
+    runs = {name: open_tflite(path, threads) for name, path in paths.items()}
+    seconds = {name: [] for name in TFLITE}
     for turn in range(-3, 30):
         for name, run in runs.items():
             started = time.perf_counter()
             run(image)
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: summary(values) for name, values in seconds.items()}
+    alone = {
+        name: run_alone("tflite", path, image, threads)
+        for name, path in paths.items()
+    }
+    return {
+        name: {**summary(values), "peak": alone[name]["peak_bytes"]}
+        for name, values in seconds.items()
+    }
 
 
 if __name__ == "__main__":
