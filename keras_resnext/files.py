@@ -18,8 +18,8 @@ def staged(
 
     Inside the context, write to the path it yields. When the context ends
     well, that is renamed to `path`; when it ends in an exception, it is
-    removed and `path` is as it was. What a process that was killed left
-    beside `path` is removed by the next.
+    removed and `path` is as it was. What processes of this machine that were
+    killed left in the same folder is removed, or put back, by the next.
 
     Args:
         path: Where the file or folder shall be in the end. Parents are made.
@@ -43,7 +43,7 @@ def staged(
     check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        prefix=f"{_prefix(path)}{os.getpid()}-", dir=path.parent
+        prefix=f".{path.name}{_mark()}{os.getpid()}-", dir=path.parent
     ) as folder:
         new = pathlib.Path(folder) / path.name
         yield new
@@ -61,29 +61,33 @@ def staged(
             if old.exists() and not path.exists():
                 old.rename(path)
             raise
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
+        _remove(old)
 
 
-def _prefix(path):
-    return f".{path.name}-{socket.gethostname()}-"
+def _mark():
+    """What stands between a file's name and the process that writes it."""
+    return f".staged-{socket.gethostname()}-"
 
 
-def _clear_up(path):
+def _clear_up(folder):
     """Remove, or put back, what killed processes of this machine left."""
-    prefix = _prefix(path)
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = left.name.removeprefix(prefix).partition("-")[0]
+    for left in folder.glob(f".*{glob.escape(_mark())}*"):
+        name, _, rest = left.name[1:].rpartition(_mark())
+        owner = rest.partition("-")[0]
         if not owner.isdigit() or _runs(int(owner)):
             continue
-        if left.suffix == ".old" and not path.exists():
+        path = folder / name
+        if left.suffix == ".old" and not os.path.lexists(path):
             left.rename(path)  # killed before the new one was in place
-        elif left.is_dir():
-            shutil.rmtree(left)
         else:
-            left.unlink()
+            _remove(left)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _runs(process):
@@ -98,6 +102,8 @@ def _runs(process):
 
 def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
     """Refuse to write over something, before long work.
+
+    What killed processes left beside it does not count, and is cleared up.
 
     Args:
         path: Where something is going to be written.
@@ -117,7 +123,7 @@ def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
         raise NotADirectoryError(
             f"`path` must lie in a folder; got {path}, and {above} is a file."
         )
-    _clear_up(path)
+    _clear_up(path.parent)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"`path` must be free, or `overwrite` true; {path} exists."

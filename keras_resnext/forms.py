@@ -6,6 +6,7 @@ the one it is given as it was. They know how blocks name their layers
 """
 
 import re
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -139,6 +140,63 @@ def _to_stock_layers(model, done):
     return new
 
 
+def from_stock_layers(model: keras.Model) -> keras.Model:
+    """The same network with `GroupedConv2D` for Keras' grouped convolutions.
+
+    Args:
+        model: A functional or sequential `keras.Model`.
+
+    Returns:
+        The model itself if it has none, or a new functional one.
+
+    Raises:
+        ValueError: if there are some, and the model is not made of functional
+            and sequential ones; it names the layer.
+
+    Example:
+
+    >>> fast = from_stock_layers(keras.models.load_model("plain.keras"))
+    """
+    if not any(map(_is_stock_grouped, layers_of(model))):
+        return model
+    return _from_stock_layers(_as_functional(model), {})
+
+
+def _from_stock_layers(model, done):
+    def make(layer):
+        if _is_stock_grouped(layer) and layer not in done:
+            done[layer] = GroupedConv2D.from_config(layer.get_config())
+        return _once(layer, done, lambda m: _from_stock_layers(m, done))
+
+    new = keras.models.clone_model(model, clone_function=make)
+    _copy_weights(model, new)
+    return new
+
+
+def _is_stock_grouped(layer):
+    return type(layer) is keras.layers.Conv2D and layer.groups > 1
+
+
+def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
+    """All layers of a model, those of models inside it too.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The layers; a model inside before its own.
+
+    Example:
+
+    >>> {layer.compute_dtype for layer in layers_of(model)}
+    {'float32'}
+    """
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+
+
 def fold_batch_norm(model: keras.Model) -> keras.Model:
     """The same network for inference, without batch norms.
 
@@ -243,8 +301,19 @@ def _once(layer, done, rewrite):
                 f"{type(layer).__name__} with layers of its own."
             )
         else:
-            done[layer] = type(layer).from_config(layer.get_config())
+            done[layer] = _copy(layer)
     return done[layer]
+
+
+def _copy(layer):
+    """A layer of the same settings, with weights of its own."""
+    try:
+        return type(layer).from_config(layer.get_config())
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            "`model` must have layers that their config makes again; "
+            f"{layer.name} ({type(layer).__name__}) is none."
+        ) from error
 
 
 def _parts(model):
@@ -362,6 +431,8 @@ def _copy_weights(source, target, without=()):
                 if len(layers) > 1
                 else whole
             )
+            if hasattr(layer, "finalize_state"):
+                layer.finalize_state()  # computes with what it made of them
 
 
 # What differs between forms, and what may be changed on a built layer.
@@ -472,8 +543,8 @@ def _folding_plan(model):
 def _always_training(model):
     """Names of layers that are called with `training=True`."""
     return {
-        entry["config"]["name"]
-        for entry in model.get_config()["layers"]
+        entry["name"]
+        for entry in _config(model)["layers"]
         for node in entry["inbound_nodes"]
         if node["kwargs"].get("training")
     }
@@ -481,16 +552,25 @@ def _always_training(model):
 
 def _edges(model):
     """What each layer reads, and what reads it, from the model's config."""
-    config = model.get_config()
+    config = _config(model)
     producers, readers = {}, {}
     for entry in config["layers"]:
-        name = entry["config"]["name"]
+        name = entry["name"]
         producers[name] = _sources(entry["inbound_nodes"])
         for source in producers[name]:
             readers.setdefault(source, []).append(name)
     for name in _output_layers(config["output_layers"]):
         readers.setdefault(name, []).append("the model's output")
     return producers, readers
+
+
+def _config(model):
+    try:
+        return model.get_config()
+    except NotImplementedError as error:  # of one of its layers
+        raise ValueError(
+            f"`model` must have layers with a config; {error}"
+        ) from error
 
 
 def _sources(tree):

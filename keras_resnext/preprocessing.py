@@ -142,7 +142,7 @@ def ends_in_softmax(model: keras.Model) -> bool:
         model: A model with one output.
 
     Returns:
-        True if its last layer, or the last layer of a model at its end, is a
+        True if the layer that makes it, in whatever model inside, is a
         softmax or has one as activation.
 
     Example:
@@ -150,13 +150,36 @@ def ends_in_softmax(model: keras.Model) -> bool:
     >>> ends_in_softmax(keras_resnext.ResNeXt50(weights=None))
     True
     """
-    last = model.layers[-1]
-    if isinstance(last, keras.Model):
-        return ends_in_softmax(last)
+    last = output_layer(model)
     activation = getattr(last, "activation", None)
     return (
         isinstance(last, keras.layers.Softmax)
         or activation is keras.activations.softmax
+    )
+
+
+def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
+    """The layer that makes an output, in whatever model inside it is.
+
+    Args:
+        model: A functional or sequential model; of others, whose calls are
+            not known, it is the last layer.
+        index: Which of its outputs. Defaults to 0.
+
+    Returns:
+        The layer.
+
+    Example:
+
+    >>> output_layer(keras_resnext.ResNeXt50(weights=None)).name
+    'predictions'
+    """
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return model.layers[-1]
+    layer, _, index = outputs[index]._keras_history
+    return (
+        output_layer(layer, index) if isinstance(layer, keras.Model) else layer
     )
 
 

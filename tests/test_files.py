@@ -112,10 +112,20 @@ with staged(target, overwrite=True) as new:
     assert subprocess.run(command).returncode == -9
     assert target.exists() == (moment == "while writing")
     assert len(list(tmp_path.iterdir())) > 1
-    with pytest.raises(FileExistsError), staged(target):
-        pass
+    check_free(tmp_path / "another", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (target / "a").read_text() == "old"
+
+
+def test_a_link_to_a_folder_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").write_text("old")
+    (tmp_path / "x").symlink_to("real")
+    with staged(tmp_path / "x", overwrite=True) as new:
+        new.mkdir()
+    assert not (tmp_path / "x").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "x"}
 
 
 @pytest.mark.parametrize("moment", ["aside", "in place"])

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from keras_resnext.images import JPEG_METHOD
+from keras_resnext.images import decode
 from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.preprocessing import resize_and_crop
 from keras_resnext.training import augment
@@ -353,24 +355,6 @@ class BadImages:
         )
 
 
-def decode(encoded):
-    """Pixels of a JPEG, PNG, GIF or BMP image.
-
-    Args:
-        encoded: String tensor.
-
-    Returns:
-        uint8 tensor `(height, width, 3)` of RGB.
-
-    Example:
-
-    >>> decode(tf.io.read_file("photo.jpg")).dtype
-    tf.uint8
-    """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
-
-
 def _decode_window(encoded, smallest_area, seed):
     """A random window of an image; of a JPEG, nothing else is decoded."""
 
@@ -378,7 +362,9 @@ def _decode_window(encoded, smallest_area, seed):
         window = augment.random_window(
             tf.io.extract_jpeg_shape(encoded), smallest_area, seed
         )
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+        return tf.io.decode_and_crop_jpeg(
+            encoded, window, channels=3, dct_method=JPEG_METHOD
+        )
 
     def other():
         image = decode(encoded)
