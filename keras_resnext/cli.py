@@ -467,6 +467,10 @@ def export(
     min_correlation: Annotated[
         float | None, typer.Option(help="Smallest correlation of logits.")
     ] = None,
+    min_image_correlation: Annotated[
+        float | None,
+        typer.Option(help="The same of what images change in them."),
+    ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(help="Smallest share of images with Keras' best class."),
@@ -487,16 +491,20 @@ def export(
     _start_tensorflow()
     from keras_resnext.export import ExportError
     from keras_resnext.export import report
+    from keras_resnext.export.artifact import describe_limits
 
+    formats = [name.strip() for name in formats.split(",")]
     quantizations = [
-        None if name == "none" else name for name in quantize.split(",")
+        None if name.strip() == "none" else name.strip()
+        for name in quantize.split(",")
     ]
-    planned = report.plan(formats.split(","), quantizations)
-    limits = {
+    planned = report.plan(formats, quantizations)
+    limits_of = {
         how: _limits(
             how,
             logit_difference=max_difference,
             correlation=min_correlation,
+            image_correlation=min_image_correlation,
             top1_agreement=min_agreement,
         )
         for how in quantizations
@@ -509,7 +517,7 @@ def export(
     require("matplotlib", extra="export", purpose="The picture")
     if exclude_worst and not ({"dynamic", "int8"} & set(quantizations)):
         raise ValueError("`exclude_worst` needs `quantize` dynamic or int8.")
-    if layout != "NHWC" and "onnx" not in formats.split(","):
+    if layout != "NHWC" and "onnx" not in formats:
         raise ValueError("`layout` is of the format onnx; it is not asked for.")
     # So that what is half-written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -538,15 +546,20 @@ def export(
             resize=resize,
             layout=layout,
             exclude=exclude_worst,
-            limits=limits,
+            limits=limits_of,
             threads=threads,
             overwrite=overwrite,
-            on_file=lambda path: status.update(f"Writing and checking {path}"),
+            on_file=lambda path: status.update(
+                f"Writing and checking {escape(str(path))}"
+            ),
         )
     _print_export(found)
     for line in found["files"]:
         if line["passed"]:
-            console.print(f"Wrote {line['path']}.")
+            limits = describe_limits(limits_of[line["quantize"]])
+            console.print(
+                f"Wrote {escape(line['path'])} ({limits}).", soft_wrap=True
+            )
     failed = [line["error"] for line in found["files"] if not line["passed"]]
     if failed:
         raise ExportError(" ".join(failed))
@@ -569,7 +582,7 @@ def _exported(model, weights, dataset, data_dir):
         one), a number of images and a seed to pixels and classes (`None`
         without a data set).
     """
-    from keras_resnext.export.artifact import classifies
+    from keras_resnext.export.graph import classifies
     from keras_resnext.export.graph import image_shape
     from keras_resnext.export.graph import resize_then_crop
     from keras_resnext.preprocessing import image_size
@@ -605,6 +618,11 @@ def _exported(model, weights, dataset, data_dir):
         return network, labels, resize, None
     data = open_dataset(dataset, data_dir)
     data.prepare()
+    if weights is None and labels and labels != data.labels:
+        raise ValueError(
+            "`data` must have the classes that the model was trained on, "
+            f"{labels[:20]}; {dataset} has {data.labels[:20]}."
+        )
     if classifies(network) and len(data.labels) != network.output_shape[-1]:
         raise ValueError(
             f"`data` must have the model's {network.output_shape[-1]} classes; "
@@ -625,6 +643,8 @@ def _exported(model, weights, dataset, data_dir):
 
 def _print_export(report):
     """The table of files beside Keras, and the layers that lose most."""
+    from keras_resnext.export.report import line_name
+
     table = _table(
         "file",
         *("size (MB)", "largest", "mean", "top-1", "accuracy"),
@@ -638,25 +658,21 @@ def _print_export(report):
     table.padding = 0
     table.columns[0].no_wrap = True
 
-    def shown(value, form):
-        return "-" if value is None else format(value, form)
+    def shown(value, form, unit=1):
+        return "-" if value is None else format(value / unit, form)
 
     accuracy = shown(report["keras_accuracy"], ".4f")
     table.add_row("keras", *["-"] * 4, accuracy, "-", "-")
     for line in report["files"]:
-        name = " ".join(filter(None, (line["format"], line["quantize"])))
-        if not line["passed"]:
-            table.add_row(name, "FAILED")
-            continue
         table.add_row(
-            name,
-            f"{line['bytes'] / 1e6:.2f}",
-            f"{line['max_logit_difference']:.1e}",
-            f"{line['mean_logit_difference']:.1e}",
+            line_name(line),
+            shown(line["bytes"], ".2f", 1e6),
+            shown(line["max_logit_difference"], ".1e"),
+            shown(line["mean_logit_difference"], ".1e"),
             shown(line["top1_agreement"], ".2%"),
             shown(line["accuracy"], ".4f"),
-            f"{line['latency_ms']:.2f}",
-            f"{line['peak_bytes'] / 1e6:.0f}",
+            shown(line["latency_ms"], ".2f") if line["passed"] else "FAILED",
+            shown(line["peak_bytes"], ".0f", 1e6),
         )
     console.print(table)
 

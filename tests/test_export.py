@@ -22,12 +22,14 @@ from sklearn.datasets import load_sample_images
 import keras_resnext
 from keras_resnext import export
 from keras_resnext.export import artifact
+from keras_resnext.export import flatbuffer
+from keras_resnext.export.flatbuffer import operators
 from keras_resnext.export.graph import ExportGraph
+from keras_resnext.export.graph import classifies
 from keras_resnext.export.graph import output_names
 from keras_resnext.export.graph import resize_then_crop
 from keras_resnext.export.runtimes import median_latency
 from keras_resnext.export.tflite import check_operators
-from keras_resnext.export.tflite import operators
 from keras_resnext.layers import use_convolution_path
 from keras_resnext.preprocessing import resize_and_crop
 from keras_resnext.resnext import build
@@ -195,7 +197,11 @@ def test_bad_arguments(name, small_model, tmp_path):
             EXPORTERS[name](model, tmp_path / "m", **arguments)
         assert list(tmp_path.iterdir()) == []
 
-    refused("`labels` must hold the model's 10 class names", labels="ab")
+    refused("`labels` must hold the model's 10 class names", labels=["ab"])
+    refused("`labels` must be a list of names; got 'ab'", labels="ab")
+    refused("`labels` must be a list of names; got 5", labels=5)
+    refused("`limits` must be Limits; got {}", limits={})
+    refused("one image input .* inputs are \\[\\]", keras.Sequential())
     refused("`labels` must hold the model's 10 class names", labels=range(10))
     refused("`model` must be a keras.Model; got 'x.keras'", model="x.keras")
     if name == "onnx":
@@ -328,6 +334,189 @@ def test_latency_is_the_median_of_single_images(monkeypatch):
     images = np.zeros((3, 2, 2, 3))
     assert median_latency(run, images, 9) == pytest.approx(5000)
     assert shapes == [(1, 2, 2, 3)] * 14
+
+
+@every_format
+def test_every_output_has_a_name_of_its_own(
+    name, small_model, pixels, tmp_path
+):
+    inputs = keras.Input((16, 16, 3))
+    maps = keras_resnext.feature_pyramid(small_model)
+    x = keras.layers.Flatten(name="flat")(inputs)
+    for number, (outputs, names) in enumerate(
+        (
+            (maps(inputs), maps.output_names),
+            ([x, x], ["flat_0", "flat_1"]),
+            ({"b": x, "a": maps(inputs)[0]}, ["a", "b"]),
+        )
+    ):
+        model = keras.Model(inputs, outputs)
+        found = EXPORTERS[name](model, tmp_path / f"{number}", images=pixels)
+        assert list(found.outputs) == names
+        assert len(names) == len(model.outputs)
+
+
+def test_what_outputs_mean(small_model):
+    """Of a model inside, the output that is used counts, not its last layer."""
+    inputs = keras.Input((16, 16, 3))
+    inner = keras.Model(
+        small_model.input,
+        [small_model.get_layer("avg_pool").output, small_model.output],
+    )
+    features, probabilities = (keras.Model(inputs, y) for y in inner(inputs))
+    assert output_names(features) == ["features"]
+    assert output_names(probabilities) == ["probabilities"]
+    named = keras.Model(inputs, {"probabilities": inner(inputs)[0]})
+    values = np.float32([[-1, 2]])
+    np.testing.assert_array_equal(artifact.logits(named, values), values)
+    maps = keras.layers.Conv2D(3, 1, activation="softmax")(inputs)
+    assert not classifies(keras.Model(inputs, maps))
+    assert classifies(small_model)
+    for wrong in ({"image": maps}, [maps, [maps]]):
+        with pytest.raises(ValueError, match="`model` must "):
+            output_names(keras.Model(inputs, wrong))
+
+
+@every_format
+def test_layers_that_fold_and_forms_do_not_know(name, pixels, tmp_path):
+    """Keras' own grouped convolution, what adapts, and what has no config."""
+
+    class Own(keras.layers.Layer):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, x):
+            return x * self.factor
+
+    class Nameless(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+
+        def call(self, x):
+            return x + 1
+
+    adapted = keras.layers.Normalization()
+    grouped = keras.layers.Conv2D(8, 3, groups=4)
+    keras.utils.set_random_seed(0)
+    for number, (before, after) in enumerate(
+        (([adapted], [grouped]), ([], [Own(2.0)]), ([], [Nameless()]))
+    ):
+        model = randomize(
+            keras.Sequential(
+                [
+                    keras.Input((16, 16, 3)),
+                    *before,
+                    keras.layers.Conv2D(8, 3),
+                    keras.layers.BatchNormalization(),
+                    *after,
+                    keras.layers.GlobalAveragePooling2D(),
+                    keras.layers.Dense(4, activation="softmax"),
+                ]
+            )
+        )
+        if before:
+            adapted.adapt(keras_resnext.preprocess_input(pixels))
+        path = tmp_path / f"{number}"
+        assert EXPORTERS[name](model, path, images=pixels).size > 100
+        if name == "savedmodel":
+            content = (path / "saved_model.pb").read_bytes()
+            assert b"_XlaMustCompile" not in content
+
+
+def blind(images):
+    return images * 0 + 128
+
+
+def swapped(images):
+    return images[..., ::-1]
+
+
+# With fixed ranges the noise in an untrained network is as loud as colours.
+@pytest.mark.parametrize(
+    ("quantize", "wrong"),
+    [("dynamic", blind), ("dynamic", swapped), ("int8", blind)],
+)
+def test_a_quantized_file_that_sees_something_else(
+    quantize, wrong, crops, tmp_path, monkeypatch
+):
+    """Likelier classes hide it from the plain correlation."""
+    model = imagenet_model()
+    pixels = ExportGraph._pixels
+    monkeypatch.setattr(
+        ExportGraph, "_pixels", lambda graph, x: pixels(graph, wrong(x))
+    )
+    calibration = crops if quantize == "int8" else None
+    with pytest.raises(export.ExportError, match="what images change") as found:
+        export.to_tflite(
+            model,
+            tmp_path / "m",
+            quantize=quantize,
+            calibration=calibration,
+            images=crops,
+            limits=artifact.Limits(
+                image_correlation=artifact.LIMITS[quantize].image_correlation
+            ),
+        )
+    assert found.value.measured["correlation"] > 0.9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits():
+    within = {
+        "correlation": 0.95,
+        "image_correlation": None,
+        "top1_agreement": 0.5,
+    }
+    assert artifact.beyond(export.Limits(), 5.0, within) == []
+    limits = export.Limits(
+        logit_difference=0.1,
+        correlation=0.99,
+        image_correlation=0.9,
+        top1_agreement=0.75,
+    )
+    assert len(artifact.beyond(limits, 0.2, within)) == 3
+    seen = within | {"image_correlation": 0.5}
+    words = artifact.beyond(limits, float("nan"), seen)
+    for word, what in zip(
+        words,
+        ("difference", "correlation of l", "images", "top-1"),
+        strict=True,
+    ):
+        assert what in word
+    assert artifact.LIMITS[None].logit_difference == 1e-4
+    assert artifact.LIMITS["float16"].logit_difference == 1e-2
+    for quantize in ("dynamic", "int8"):
+        assert artifact.LIMITS[quantize].correlation == 0.99
+    assert artifact.describe_limits(limits) == (
+        "difference at most 0.1 of the largest, correlation at least 0.99, "
+        "image correlation at least 0.9, top1 agreement at least 0.75"
+    )
+
+
+def test_padding_before_a_pool_stays_where_values_can_be_negative(tmp_path):
+    images = np.random.default_rng(0).normal(-9, 1, (4, 8, 8, 3))
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.ZeroPadding2D(1)(inputs)
+    x = keras.layers.MaxPooling2D(3)(x)
+    export.to_onnx(
+        keras.Model(inputs, x),
+        tmp_path / "m",
+        preprocessing=None,
+        images=images.astype("float32"),
+    )
+    nodes = onnx.load(tmp_path / "m").graph.node
+    assert "Pad" in [node.op_type for node in nodes]
+
+
+def test_flex_operators_are_refused(small_model, tmp_path, monkeypatch):
+    path = tmp_path / "m.tflite"
+    export.to_tflite(small_model, path)
+    parsed = flatbuffer.parse(path.read_bytes())
+    parsed.operatorCodes[0].customCode = b"FlexRound"
+    path.write_bytes(flatbuffer.pack(parsed, 1000))
+    with pytest.raises(export.ExportError, match="builtin .* wrote FlexRound"):
+        check_operators(path)
 
 
 @pytest.mark.parametrize("opset", [13, 18])

@@ -9,20 +9,25 @@ import dataclasses
 import math
 import pathlib
 import typing
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 
-from keras_resnext.export.graph import are_class_scores
+from keras_resnext.export.graph import classifies
 from keras_resnext.export.graph import image_shape
 from keras_resnext.export.graph import output_names
 from keras_resnext.export.graph import preprocessing_function
+from keras_resnext.export.graph import puts_out_probabilities
 from keras_resnext.export.runtimes import OPENERS
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
 
 # Far above what float32 rounds to zero, and far below what counts.
 _SMALLEST_PROBABILITY = 1e-30
+# What images change in logits is compared if it is more than what eight bits
+# do, as a share of the largest logit.
+_CHANGE = 2**-7
 # What TensorFlow and Keras write into the folder of a SavedModel.
 _SAVED_MODEL = {
     *("saved_model.pb", "fingerprint.pb", "keras_metadata.pb"),
@@ -33,6 +38,11 @@ _SAVED_MODEL = {
 class ExportError(RuntimeError):
     """An exported file did not compute what Keras computes.
 
+    Args:
+        message: What was wrong.
+        measured: Attributes of the `Artifact` it would have been, as far as
+            they are known. Defaults to none.
+
     Example:
 
     >>> try:
@@ -40,6 +50,10 @@ class ExportError(RuntimeError):
     ... except ExportError as error:
     ...     print(error)  # and there is no model.onnx
     """
+
+    def __init__(self, message, measured=None):
+        super().__init__(message)
+        self.measured = measured or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +65,8 @@ class Limits:
             largest logit, or of 1 if that is more; of features, as a share of
             the largest of the same output.
         correlation: Smallest correlation of logits.
+        image_correlation: Smallest correlation of what images change in
+            them.
         top1_agreement: Smallest share of images with the same best class.
 
     Raises:
@@ -64,12 +80,14 @@ class Limits:
 
     logit_difference: float = math.inf
     correlation: float = -1.0
+    image_correlation: float = -1.0
     top1_agreement: float = 0.0
 
     def __post_init__(self):
         for name, least, most in (
             ("logit_difference", 0, math.inf),
             ("correlation", -1, 1),
+            ("image_correlation", -1, 1),
             ("top1_agreement", 0, 1),
         ):
             value = getattr(self, name)
@@ -83,12 +101,14 @@ class Limits:
 # with batch norm folded, lose about 10 of them: 2**-14 is 6e-5. A float16
 # weight is off by up to 2**-12, which fifty layers make some 2e-3. Eight bits
 # are off by up to a half in 127 in each weight and activation: what is left is
-# the direction.
+# the direction. Noise of n times what images change leaves a correlation of
+# 1 / sqrt(1 + n * n) of that: it may be half of it with dynamic ranges, and
+# three quarters with fixed ones, which only untrained networks come near.
 LIMITS = {
     None: Limits(logit_difference=1e-4, correlation=0.99),
     "float16": Limits(logit_difference=1e-2, correlation=0.999),
-    "dynamic": Limits(correlation=0.99),
-    "int8": Limits(correlation=0.99),
+    "dynamic": Limits(correlation=0.99, image_correlation=0.9),
+    "int8": Limits(correlation=0.99, image_correlation=0.8),
 }
 
 
@@ -104,7 +124,12 @@ class Artifact:
         max_logit_difference: Largest difference from Keras' logits (or
             features) on the images compared, see `logits`.
         mean_logit_difference: Mean of its absolute value.
-        correlation: Of those logits with Keras'; 1 if both are constant.
+        correlation: Of those logits with Keras'; of constant ones 1 if they
+            are equal, or 0.
+        image_correlation: The same after the mean of each logit over the
+            images was taken off: about 0 for a file that does not look at
+            them, which classes that are likelier than others would hide.
+            `None` if Keras' own hardly change from image to image.
         top1_agreement: Share of the images with the same best class; `None`
             for features.
         limits: What these were held against.
@@ -127,6 +152,7 @@ class Artifact:
     max_logit_difference: float
     mean_logit_difference: float
     correlation: float
+    image_correlation: float | None
     top1_agreement: float | None
     limits: Limits
     outputs: dict[str, np.ndarray] = dataclasses.field(repr=False)
@@ -150,11 +176,6 @@ class Artifact:
         return in_batches(OPENERS[self.format](self.path, threads))
 
 
-def classifies(model) -> bool:
-    """Whether a model puts out one score for each class."""
-    return are_class_scores(output_names(model))
-
-
 def check_place(path, format, *, overwrite):
     """Refuse a path before long work.
 
@@ -166,7 +187,7 @@ def check_place(path, format, *, overwrite):
     check_free(path, overwrite=overwrite)
     if path.exists() and path.is_dir() != (format == "savedmodel"):
         raise FileExistsError(
-            f"`path` must be free or hold a {format} to replace; {path} is a "
+            f"`path` must be free or hold {format} to replace; {path} is a "
             f"{'folder' if path.is_dir() else 'file'}."
         )
     if path.is_dir():
@@ -174,7 +195,7 @@ def check_place(path, format, *, overwrite):
         other = sorted(held - _SAVED_MODEL)
         if other or "saved_model.pb" not in held:
             raise FileExistsError(
-                "`path` must be free or hold a savedmodel to replace; the "
+                "`path` must be free or hold savedmodel to replace; the "
                 f"folder {path} holds {', '.join(other[:3]) or 'none'}."
             )
 
@@ -235,7 +256,10 @@ def export(
     path = pathlib.Path(path)
     check_place(path, format, overwrite=overwrite)
     images = check_images(model, noise(model) if images is None else images)
-    limits = limits or LIMITS[quantize]
+    if limits is None:
+        limits = LIMITS[quantize]
+    if not isinstance(limits, Limits):
+        raise ValueError(f"`limits` must be Limits; got {limits!r}.")
     with staged(path, overwrite=overwrite) as new:
         expected, scales = _expected(model, preprocessing, images)
         more = write(new) or {}
@@ -248,50 +272,53 @@ def export(
             ) from error
         found = {name: found[name] for name in expected}
         agreement, relative = compare(model, expected, found, scales)
-        if failed := _beyond(limits, relative, agreement):
+        measured = {
+            "path": path,
+            "format": format,
+            "quantize": quantize,
+            "size": _size(new),
+            "limits": limits,
+            "outputs": found,
+            **agreement,
+            **more,
+        }
+        if failed := beyond(limits, relative, agreement):
             raise ExportError(
                 f"{path} was not written: on {len(images)} images its outputs "
-                f"are not Keras', {'; '.join(failed)}."
+                f"are not Keras', {'; '.join(failed)}.",
+                measured,
             )
-    return Artifact(
-        path=path,
-        format=format,
-        quantize=quantize,
-        size=_size(path),
-        limits=limits,
-        outputs=found,
-        **agreement,
-        **more,
-    )
+    return Artifact(**measured)
 
 
-def _beyond(limits, relative, agreement):
-    """Which limits are not kept, in words."""
-    correlation = agreement["correlation"]
-    top1 = agreement["top1_agreement"]
+def beyond(limits, relative, agreement) -> list[str]:
+    """Which limits are not kept, in words.
+
+    Args:
+        limits: `Limits`.
+        relative: Largest difference of logits, as a share of the largest.
+        agreement: Of `compare`.
+
+    Returns:
+        A line for each.
+    """
+    difference = limits.logit_difference
+    failed = []
     # Written so that a NaN fails too.
-    checks = [
-        (
-            "largest difference of logits, as a share of the largest",
-            relative,
-            limits.logit_difference,
-            relative <= limits.logit_difference,
-        ),
-        (
-            "correlation of logits",
-            correlation,
-            limits.correlation,
-            correlation >= limits.correlation,
-        ),
-    ]
-    if top1 is not None:
-        kept = top1 >= limits.top1_agreement
-        checks.append(("top-1 agreement", top1, limits.top1_agreement, kept))
-    return [
-        f"{what} is {value:.4g}, the limit {limit:.4g}"
-        for what, value, limit, kept in checks
-        if not kept
-    ]
+    if not relative <= difference:
+        failed.append(
+            "largest difference of logits, as a share of the largest, is "
+            f"{relative:.4g}, the limit {difference:.4g}"
+        )
+    for name, what in (
+        ("correlation", "correlation of logits"),
+        ("image_correlation", "correlation of what images change in them"),
+        ("top1_agreement", "top-1 agreement"),
+    ):
+        value, limit = agreement[name], getattr(limits, name)
+        if value is not None and not value >= limit:
+            failed.append(f"{what} is {value:.4g}, the limit {limit:.4g}")
+    return failed
 
 
 def first_line(error: BaseException) -> str:
@@ -310,8 +337,8 @@ def compare(model, expected, found, scales):
 
     Returns:
         A dict of `max_logit_difference`, `mean_logit_difference`,
-        `correlation` and `top1_agreement` as `Artifact` has them, and the
-        largest difference as a share.
+        `correlation`, `image_correlation` and `top1_agreement` as `Artifact`
+        has them, and the largest difference as a share.
     """
     pairs = [
         (logits(model, expected[name]), logits(model, found[name]))
@@ -335,6 +362,9 @@ def compare(model, expected, found, scales):
             np.mean(np.concatenate([d.ravel() for d in differences]))
         ),
         "correlation": min(_correlation(*pair) for pair in pairs),
+        "image_correlation": _image_correlation(
+            pairs, [scales[name] for name in output_names(model)]
+        ),
         "top1_agreement": agreement,
     }, relative
 
@@ -344,6 +374,15 @@ def _correlation(ours, theirs):
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return float(np.array_equal(ours, theirs))
     return float(np.corrcoef(ours, theirs)[0, 1])
+
+
+def _image_correlation(pairs, scales):
+    changes = [
+        [values - values.mean(axis=0) for values in pair]
+        for pair, scale in zip(pairs, scales, strict=True)
+        if pair[0].std(axis=0).max() > _CHANGE * scale
+    ]
+    return min((_correlation(*pair) for pair in changes), default=None)
 
 
 def logits(model, scores):
@@ -361,7 +400,7 @@ def logits(model, scores):
         float64 array `(images, classes)`.
     """
     scores = np.asarray(scores, "float64")
-    if output_names(model) != ["probabilities"]:
+    if not puts_out_probabilities(model):
         return scores
     logs = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
     return logs - logs.mean(axis=-1, keepdims=True)
@@ -374,10 +413,10 @@ def _expected(model, preprocessing, images):
     show the logits of few classes only; how far float32 rounds follows from
     the largest of all.
     """
-    last = model.layers[-1]
+    last = model.outputs[0]._keras_history.operation
     inside = isinstance(last, (keras.layers.Dense, keras.layers.Softmax))
     probe = None
-    if output_names(model) == ["probabilities"] and inside:
+    if puts_out_probabilities(model) and inside:
         # A layer that was called on other inputs before has those.
         with contextlib.suppress(ValueError):
             probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
@@ -394,7 +433,8 @@ def _expected(model, preprocessing, images):
         before = before.astype("float64") @ kernel + sum(bias)
     largest = np.abs(before - before.mean(axis=-1, keepdims=True)).max()
     scale = max(1.0, float(largest))
-    return {"probabilities": probabilities}, {"probabilities": scale}
+    (name,) = output_names(model)
+    return {name: probabilities}, {name: scale}
 
 
 def keras_runner(model, preprocessing):
@@ -450,6 +490,8 @@ def check_labels(labels, model):
     """
     if labels is None:
         return None
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise ValueError(f"`labels` must be a list of names; got {labels!r}.")
     labels = list(labels)
     classes = model.output_shape[-1] if classifies(model) else 0
     # A file has one a line.
@@ -463,7 +505,48 @@ def check_labels(labels, model):
             f"`labels` must hold the model's {classes} class names, a line "
             f"each; got {labels[:20]}."
         )
-    return labels
+    return labels or None
+
+
+def check_bytes(graph, model, most, format) -> None:
+    """Refuse a model whose weights do not fit into one file.
+
+    Args:
+        graph: Its `ExportGraph`.
+        model: The `keras.Model`.
+        most: Bytes that a file of the format can have.
+        format: Its name.
+
+    Raises:
+        ValueError: if it has more than nine tenths of that.
+    """
+    if graph.bytes > 0.9 * most:
+        raise ValueError(
+            f"`model` must have less than 2 GB of weights for {format}; "
+            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
+        )
+
+
+def describe_limits(limits) -> str:
+    """Limits in words.
+
+    Args:
+        limits: `Limits`.
+
+    Returns:
+        Such as "difference at most 0.0001 of the largest, correlation at
+        least 0.99"; nothing of what is not limited.
+    """
+    words = []
+    if math.isfinite(limits.logit_difference):
+        words.append(
+            f"difference at most {limits.logit_difference:g} of the largest"
+        )
+    for field in dataclasses.fields(limits)[1:]:
+        value = getattr(limits, field.name)
+        if value != field.default:
+            words.append(f"{field.name.replace('_', ' ')} at least {value:g}")
+    return ", ".join(words)
 
 
 def check_quantization(model, quantize, calibration, choices):

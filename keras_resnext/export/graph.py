@@ -8,20 +8,24 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnext.forms import fold_batch_norm
+from keras_resnext.forms import from_stock_layers
+from keras_resnext.forms import layers_of
 from keras_resnext.preprocessing import IMAGENET_MEAN
 from keras_resnext.preprocessing import IMAGENET_STD
 from keras_resnext.preprocessing import ends_in_softmax
+from keras_resnext.preprocessing import output_layer
 from keras_resnext.preprocessing import preprocess_input
 
 IMAGE = "image"  # the input's name in every format
-_CLASS_SCORES = (["probabilities"], ["logits"], ["scores"])
 
 
 class ExportGraph:
     """A model for inference behind its preprocessing, as TensorFlow functions.
 
     Batch norms are folded into convolutions where `fold_batch_norm` can do
-    it; what it refuses is exported as it is.
+    it; what it refuses is exported as it is. So are Keras' grouped
+    convolutions, whose XLA functions no converter knows, if they cannot be
+    replaced.
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
@@ -45,10 +49,14 @@ class ExportGraph:
         if self._preprocess is preprocess_input:
             self._preprocess = _normalize
         self.shape = image_shape(model)
+        if isinstance(self._preprocess, keras.Layer):
+            # Its variables must be there before a graph is made of it.
+            self._preprocess(np.zeros((1, *self.shape), "float32"))
         self.names = output_names(model)
+        self.classifies = classifies(model)
         lower = {
             layer.compute_dtype
-            for layer in _layers(model)
+            for layer in layers_of(model)
             if layer.compute_dtype != "float32"
         }
         if lower:
@@ -59,6 +67,7 @@ class ExportGraph:
             )
         # What is not made of convolutions and batch norms stays as it is.
         with contextlib.suppress(ValueError):
+            model = from_stock_layers(model)
             model = fold_batch_norm(model)
         self._model = model
 
@@ -133,14 +142,6 @@ class ExportGraph:
         if isinstance(outputs, dict):
             return {name: outputs[name] for name in self.names}
         return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
-
-
-def _layers(model):
-    """All layers, those of models inside too."""
-    for layer in model.layers:
-        yield layer
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
 
 
 def _normalize(images):
@@ -220,46 +221,79 @@ def image_shape(model):
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
-    shape = model.input_shape[1:] if len(model.inputs) == 1 else ()
-    if len(shape) != 3 or None in shape:
+    inputs = getattr(model, "inputs", None) or ()
+    shapes = [tuple(tensor.shape[1:]) for tensor in inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0]:
         raise ValueError(
-            "`model` must have one image input of fixed size; its input shape "
-            f"is {model.input_shape}. Build it with `input_shape`."
+            "`model` must have one image input of fixed size; its inputs are "
+            f"{shapes}. Build it with `input_shape`."
         )
-    return tuple(shape)
+    return shapes[0]
 
 
 def output_names(model):
     """What the model's outputs are, in their order.
 
     `"probabilities"` of a softmax, `"logits"` of a dense layer (`"scores"` if
-    that has another activation), or `"features"`; if there are several, their
-    layers' names; of a dict, its keys.
+    that has another activation), or `"features"`; if there are several, the
+    names of the layers that make them; of a dict, its keys.
+
+    Raises:
+        ValueError: if they are nested, or one is called like the input.
     """
     # A sequential model may have none.
     output = getattr(model, "output", None)
     if isinstance(output, dict):
-        return sorted(output)
-    if len(model.outputs) > 1:
-        return [str(name) for name in model.output_names]
+        parts, names = list(output.values()), sorted(output)
+    elif len(model.outputs) > 1:
+        parts, names = output, _layer_names(model)
+    else:
+        parts, names = model.outputs, [_meaning(model)]
+    if not all(isinstance(part, keras.KerasTensor) for part in parts):
+        raise ValueError(
+            "`model` must put out a tensor, or a list or dict of some; "
+            f"{model.name} nests them."
+        )
+    if IMAGE in names:
+        raise ValueError(
+            f"`model` must not call an output {IMAGE}, as the input is called."
+        )
+    return names
+
+
+def _layer_names(model):
+    """A name of its own for each output."""
+    names = [str(name) for name in model.output_names]
+    if len(set(names)) < len(names):  # several of a model inside
+        outputs = range(len(names))
+        names = [output_layer(model, i).name for i in outputs]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{i}" for i, name in enumerate(names)]
+    return names
+
+
+def _meaning(model):
     if ends_in_softmax(model):
-        return ["probabilities"]
-    last = last_layer(model)
+        return "probabilities"
+    last = output_layer(model)
     if not isinstance(last, keras.layers.Dense):
-        return ["features"]
+        return "features"
     plain = last.activation is keras.activations.linear
-    return ["logits" if plain else "scores"]
+    return "logits" if plain else "scores"
 
 
-def are_class_scores(names):
-    """Whether outputs of these names are one score for each class."""
-    return names in _CLASS_SCORES
+def puts_out_probabilities(model):
+    """Whether the only output is that of a softmax, whatever its name."""
+    return len(model.outputs) == 1 and ends_in_softmax(model)
 
 
-def last_layer(model):
-    """The layer that puts out a model's result, in whatever model it is."""
-    last = model.layers[-1]
-    return last_layer(last) if isinstance(last, keras.Model) else last
+def classifies(model):
+    """Whether a model puts out one score for each class."""
+    return (
+        len(model.outputs) == 1
+        and len(model.outputs[0].shape) == 2
+        and _meaning(model) != "features"
+    )
 
 
 def preprocessing_function(preprocessing):

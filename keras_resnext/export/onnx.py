@@ -76,9 +76,8 @@ def to_onnx(
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        limits: What the comparison is held against. Defaults to
-            `Limits(logit_difference=1e-4)`, with int8
-            `Limits(correlation=0.99)`.
+        limits: What the comparison is held against. Defaults to those of
+            `keras_resnext.export.artifact.LIMITS`.
         overwrite: Whether to replace what is there. Defaults to `False`.
 
     Returns:
@@ -106,11 +105,7 @@ def to_onnx(
         model, quantize, calibration, QUANTIZATIONS
     )
     graph = ExportGraph(model, preprocessing)
-    if graph.bytes > 0.9 * _PROTOBUF_BYTES:
-        raise ValueError(
-            "`model` must have less than 2 GB of weights for ONNX; "
-            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
-        )
+    artifact.check_bytes(graph, model, _PROTOBUF_BYTES, "ONNX")
     properties = {
         "source": f"{model.name}, keras_resnext {keras_resnext.__version__}",
         "layout": layout,
@@ -207,57 +202,76 @@ def _fold_padding(proto):
     """Let convolutions and pools pad by themselves, as far as they can."""
     import onnx
 
-    constants = {t.name: t for t in proto.graph.initializer}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in proto.graph.initializer
+    }
     users, makers = {}, {}
     for node in proto.graph.node:
         makers.update(dict.fromkeys(node.output, node))
         for name in node.input:
             users.setdefault(name, []).append(node)
-    kept = {output.name for output in proto.graph.output}
+    for output in proto.graph.output:
+        users.setdefault(output.name, []).append(None)
     for pad in [n for n in proto.graph.node if n.op_type == "Pad"]:
         readers = users.get(pad.output[0], [])
-        if len(readers) != 1 or pad.output[0] in kept:
-            continue
-        (reader,) = readers
-        amounts = constants.get(pad.input[1])
-        value = constants.get(pad.input[2]) if len(pad.input) > 2 else None
-        source = makers.get(pad.input[0])
-        # A pool pads with what is below everything. Behind a ReLU nothing is
-        # below zero, and each window has something of the image.
-        fits = reader.op_type == "Conv" or (
-            reader.op_type == "MaxPool"
-            and source is not None
-            and source.op_type == "Relu"
-        )
-        if not fits or amounts is None:
-            continue
-        amounts = onnx.numpy_helper.to_array(amounts).tolist()
-        if value is not None and onnx.numpy_helper.to_array(value).any():
-            continue
-        attributes = {a.name: a for a in reader.attribute}
-        automatic = attributes.get("auto_pad")
-        if len(amounts) != 8 or any(amounts[i] for i in (0, 1, 4, 5)):
-            continue
-        if automatic is not None and automatic.s not in (b"NOTSET", b"VALID"):
-            continue
-        before = list(attributes["pads"].ints) if "pads" in attributes else []
-        more = [*amounts[2:4], *amounts[6:8]]
-        pads = [a + b for a, b in zip(before or [0] * 4, more, strict=True)]
-        kernel = attributes["kernel_shape"].ints
-        if reader.op_type == "MaxPool" and any(
-            p >= k for p, k in zip(pads, (*kernel, *kernel), strict=True)
-        ):
-            continue
-        for name in ("pads", "auto_pad"):
-            if name in attributes:
-                reader.attribute.remove(attributes[name])
-        reader.attribute.append(onnx.helper.make_attribute("pads", pads))
-        reader.input[0] = pad.input[0]
-        proto.graph.node.remove(pad)
+        if len(readers) == 1 and readers[0] is not None:
+            source = makers.get(pad.input[0])
+            pads = _folded_pads(pad, readers[0], source, constants)
+            if pads:
+                _set_pads(readers[0], pads)
+                readers[0].input[0] = pad.input[0]
+                proto.graph.node.remove(pad)
     used = {name for node in proto.graph.node for name in node.input}
-    for name, tensor in constants.items():
-        if name not in used:
+    for tensor in list(proto.graph.initializer):
+        if tensor.name not in used:
             proto.graph.initializer.remove(tensor)
+
+
+def _folded_pads(pad, reader, source, constants):
+    """What `reader` would pad if it did what `pad` does; `None` if it cannot.
+
+    Args:
+        pad: The node.
+        reader: The only one that reads it.
+        source: What `pad` reads; `None` for the graph's input.
+        constants: Arrays by name.
+    """
+    # A pool pads with what is below everything. Behind a ReLU nothing is
+    # below zero, and each window has something of the image.
+    pools = (
+        reader.op_type == "MaxPool"
+        and source is not None
+        and source.op_type == "Relu"
+    )
+    if not pools and reader.op_type != "Conv":
+        return None
+    amounts = constants.get(pad.input[1], np.zeros(0)).tolist()
+    value = constants.get(pad.input[2]) if len(pad.input) > 2 else None
+    if len(amounts) != 8 or any(amounts[i] for i in (0, 1, 4, 5)):
+        return None
+    if value is not None and value.any():
+        return None
+    attributes = {a.name: a for a in reader.attribute}
+    automatic = attributes.get("auto_pad")
+    if automatic is not None and automatic.s not in (b"NOTSET", b"VALID"):
+        return None
+    before = attributes["pads"].ints if "pads" in attributes else [0] * 4
+    more = [*amounts[2:4], *amounts[6:8]]
+    pads = [a + b for a, b in zip(before, more, strict=True)]
+    kernel = [*attributes["kernel_shape"].ints] * 2
+    if pools and any(p >= k for p, k in zip(pads, kernel, strict=True)):
+        return None
+    return pads
+
+
+def _set_pads(node, pads):
+    import onnx
+
+    for attribute in list(node.attribute):
+        if attribute.name in ("pads", "auto_pad"):
+            node.attribute.remove(attribute)
+    node.attribute.append(onnx.helper.make_attribute("pads", pads))
 
 
 def _quantize(proto, calibration, layout, path):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_resnext.export import flatbuffer
+
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 _WEIGHTED = ("CONV_2D", "FULLY_CONNECTED")
 
@@ -164,7 +166,7 @@ def layer_errors(
 
 
 def _outputs_of(model, names):
-    layers = _weighted(_parse(model))
+    layers = _weighted(flatbuffer.parse(model))
     for name in names:
         if name not in layers:
             raise ValueError(
@@ -174,22 +176,12 @@ def _outputs_of(model, names):
     return [layers[name][1] for name in names]
 
 
-def _parse(content):
-    from ai_edge_litert import schema_py_generated as schema
-
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
-
-
 def _weighted(model):
     """Layer name -> names of its weights' and its output's tensors."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    kinds = {getattr(schema.BuiltinOperator, name) for name in _WEIGHTED}
     (graph,) = model.subgraphs
     found = {}
     for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        if max(code.builtinCode, code.deprecatedBuiltinCode) in kinds:
+        if flatbuffer.operator_name(model, operator) in _WEIGHTED:
             weights, output = (
                 graph.tensors[i].name.decode()
                 for i in (operator.inputs[1], operator.outputs[0])
@@ -212,7 +204,7 @@ class _Traced:
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.interpreter import OpResolverType
 
-        self.layers = _weighted(_parse(content))
+        self.layers = _weighted(flatbuffer.parse(content))
         with _silent():
             self._interpreter = Interpreter(
                 model_content=content,

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import pathlib
+import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -11,7 +13,7 @@ import tensorflow as tf
 
 from keras_resnext.export import artifact
 from keras_resnext.export.graph import ExportGraph
-from keras_resnext.export.graph import are_class_scores
+from keras_resnext.images import decode
 from keras_resnext.preprocessing import resize_and_crop
 
 
@@ -60,7 +62,7 @@ def to_saved_model(
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
         limits: What the comparison is held against. Defaults to
-            `Limits(logit_difference=1e-4)`.
+            `keras_resnext.export.artifact.LIMITS[None]`.
         overwrite: Whether to replace what is there. Defaults to `False`.
 
     Returns:
@@ -114,7 +116,7 @@ def write_saved_model(graph: ExportGraph, path, *, batch, dtype="float32"):
 
 
 def _check_operations(function):
-    """Refuse Python's code: the file would run in this process only."""
+    """Refuse what runs in this process only, and what converters break on."""
     definition = function.graph.as_graph_def()
     nodes = [
         *definition.node,
@@ -125,6 +127,13 @@ def _check_operations(function):
             raise artifact.ExportError(
                 "`model` must have operations that a SavedModel holds; "
                 f"{node.name} is a function of Python's."
+            )
+        if "_XlaMustCompile" in node.attr:
+            raise artifact.ExportError(
+                "`model` must have operations that every runtime has; "
+                f"{node.name} must be compiled by XLA, as Keras' grouped "
+                "convolutions. keras_resnext.layers.GroupedConv2D computes "
+                "the same."
             )
 
 
@@ -138,7 +147,7 @@ class _Serving(tf.Module):
         if resize is None and height == width:
             resize = functools.partial(resize_and_crop, size=height)
         self._resize = resize
-        self._classifies = are_class_scores(graph.names)
+        self._classifies = graph.classifies
         # Keras' own `export` tracks variables twice, and stores them so.
         self.weights = [variable.value for variable in graph.variables]
 
@@ -154,14 +163,16 @@ class _Serving(tf.Module):
             spec = tf.TensorSpec((None,), tf.string, "image_bytes")
             self.encoded = self._function(self._serve_bytes, spec)
             signatures["image_bytes"] = self.encoded
-        if self._labels:
-            # An asset's source is read while saving, and its name kept.
-            source = path.parent / "labels.txt"
-            source.write_text("\n".join(self._labels) + "\n")
-            self.asset = tf.saved_model.Asset(str(source))
         _check_operations(self.pixels.get_concrete_function())
-        with artifact.quiet("tensorflow"):
-            tf.saved_model.save(self, str(path), signatures=signatures)
+        with tempfile.TemporaryDirectory() as folder:
+            if self._labels:
+                # Read while saving, and its name kept.
+                source = pathlib.Path(folder) / "labels.txt"
+                text = "\n".join(self._labels) + "\n"
+                source.write_text(text, encoding="utf-8")
+                self.asset = tf.saved_model.Asset(str(source))
+            with artifact.quiet("tensorflow"):
+                tf.saved_model.save(self, str(path), signatures=signatures)
 
     def _function(self, function, spec):
         return tf.function(function, input_signature=[spec], autograph=False)
@@ -180,10 +191,7 @@ class _Serving(tf.Module):
 
     def _serve_bytes(self, image_bytes):
         def pixels(encoded):
-            image = tf.io.decode_image(
-                encoded, channels=3, expand_animations=False
-            )
-            image = self._resize(tf.ensure_shape(image, (None, None, 3)))
+            image = self._resize(decode(encoded))
             return tf.ensure_shape(image, self._graph.shape)
 
         return self._serve(

@@ -1,17 +1,18 @@
 """TFLite, the file for phones and small boards: static, builtin, labelled."""
 
+import numbers
 import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_resnext.export import artifact
+from keras_resnext.export import flatbuffer
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.export.metadata import LABELS_FILE
@@ -104,21 +105,7 @@ def to_tflite(
     calibration = artifact.check_quantization(
         model, quantize, calibration, QUANTIZATIONS
     )
-    if type(exclude) is not int and (
-        isinstance(exclude, (str, bool, float))
-        or not all(isinstance(name, str) for name in exclude)
-    ):
-        raise ValueError(
-            "`exclude` must be a number of layers or a list of their names; "
-            f"got {exclude!r}."
-        )
-    if type(exclude) is int and exclude < 0:
-        raise ValueError(f"`exclude` must be 0 or more; got {exclude}.")
-    if exclude and quantize not in ("dynamic", "int8"):
-        raise ValueError(
-            "`exclude` needs `quantize` dynamic or int8; got "
-            f"{exclude!r} with {quantize!r}."
-        )
+    _check_exclude(exclude, quantize)
     bare = preprocessing is None
     if input_dtype is None:
         input_dtype = "uint8" if quantize == "int8" and not bare else "float32"
@@ -128,11 +115,7 @@ def to_tflite(
             f"got {input_dtype!r}."
         )
     graph = ExportGraph(model, preprocessing)
-    if graph.bytes > 0.9 * _FLATBUFFER_BYTES:
-        raise ValueError(
-            "`model` must have less than 2 GB of weights for TFLite; "
-            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
-        )
+    artifact.check_bytes(graph, model, _FLATBUFFER_BYTES, "TFLite")
     labels = artifact.check_labels(labels, model)
     samples = artifact.noise(model) if images is None else images
 
@@ -169,6 +152,25 @@ def to_tflite(
     )
 
 
+def _check_exclude(exclude, quantize):
+    counts = isinstance(exclude, numbers.Integral) and exclude is not True
+    names = isinstance(exclude, Sequence) and not isinstance(exclude, str)
+    if counts and exclude < 0:
+        raise ValueError(f"`exclude` must be 0 or more; got {exclude}.")
+    if not counts and not (
+        names and all(isinstance(name, str) for name in exclude)
+    ):
+        raise ValueError(
+            "`exclude` must be a number of layers or a list of their names; "
+            f"got {exclude!r}."
+        )
+    if exclude and quantize not in ("dynamic", "int8"):
+        raise ValueError(
+            "`exclude` needs `quantize` dynamic or int8; got "
+            f"{exclude!r} with {quantize!r}."
+        )
+
+
 def _convert(graph, dtype):
     """The float32 file's content."""
     # Whatever this machine can differentiate: CONV_2D has groups.
@@ -203,7 +205,7 @@ def _quantize(content, quantize, calibration, exclude, samples):
             return found, []
         return found, layer_errors(content, found, samples)
 
-    if not isinstance(exclude, int):
+    if not isinstance(exclude, numbers.Integral):
         return quantized(exclude)
     found, errors = quantized(())
     if not exclude:
@@ -212,38 +214,10 @@ def _quantize(content, quantize, calibration, exclude, samples):
     return quantized([error.name for error in worst])
 
 
-class _AlignedBuilder(flatbuffers.Builder):
-    """Weights begin at multiples of 16 bytes, as TFLite's own files have."""
-
-    def CreateNumpyVector(self, x):
-        self.Prep(16, x.nbytes)
-        return super().CreateNumpyVector(x)
-
-
-def _parse(content):
-    """A file as objects; its weights are views of `content`."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
-    for buffer in parsed.buffers:
-        if buffer.offset > 1:  # behind the FlatBuffer, as the quantiser writes
-            end = buffer.offset + buffer.size
-            buffer.data = np.frombuffer(content[buffer.offset : end], "uint8")
-            buffer.offset = buffer.size = 0
-    return parsed
-
-
-def _pack(parsed, size):
-    """The content of a file of some `size`, as bytes."""
-    builder = _AlignedBuilder(size)
-    builder.Finish(parsed.Pack(builder), b"TFL3")
-    return builder.Output()
-
-
 def _add_metadata(content, model, graph, labels, preprocessing):
     from ai_edge_litert import schema_py_generated as schema
 
-    parsed = _parse(content)
+    parsed = flatbuffer.parse(content)
     data = image_classifier_metadata(
         name=model.name,
         description=artifact.describe_input(preprocessing),
@@ -259,7 +233,7 @@ def _add_metadata(content, model, graph, labels, preprocessing):
     entry.name, entry.buffer = "TFLITE_METADATA", len(parsed.buffers)
     parsed.buffers.append(buffer)
     parsed.metadata = [*(parsed.metadata or ()), entry]
-    return _pack(parsed, len(content) + len(data))
+    return flatbuffer.pack(parsed, len(content) + len(data))
 
 
 def _take_pixels(content):
@@ -270,12 +244,11 @@ def _take_pixels(content):
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    parsed = _parse(content)
+    parsed = flatbuffer.parse(content)
     (graph,) = parsed.subgraphs
     (index,) = graph.inputs
     first, *others = (op for op in graph.operators if index in op.inputs)
-    code = parsed.operatorCodes[first.opcodeIndex].builtinCode
-    if others or code != schema.BuiltinOperator.QUANTIZE:
+    if others or flatbuffer.operator_name(parsed, first) != "QUANTIZE":
         raise artifact.ExportError(
             "`input_dtype` must be float32 for a model whose first layer stays "
             "in float32."
@@ -288,40 +261,7 @@ def _take_pixels(content):
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale = np.float32([1])
         tensor.quantization.zeroPoint = np.int64([zero])
-    return _pack(parsed, len(content))
-
-
-def operators(path: str | os.PathLike) -> list[str]:
-    """Names of a TFLite file's operators, with repetition.
-
-    Args:
-        path: The file.
-
-    Returns:
-        A list of names such as `"CONV_2D"`; a custom operator's own name.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {
-        value: name
-        for name, value in vars(schema.BuiltinOperator).items()
-        if not name.startswith("_")
-    }
-    model = schema.ModelT.InitFromObj(
-        schema.Model.GetRootAs(bytearray(Path(path).read_bytes()))
-    )
-    kinds = [
-        code.customCode.decode()
-        if code.customCode
-        # Codes above 127 do not fit the old field, which then says 127.
-        else names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        for code in model.operatorCodes
-    ]
-    return [
-        kinds[operator.opcodeIndex]
-        for graph in model.subgraphs
-        for operator in graph.operators
-    ]
+    return flatbuffer.pack(parsed, len(content))
 
 
 def check_operators(path: str | os.PathLike) -> None:
@@ -335,7 +275,7 @@ def check_operators(path: str | os.PathLike) -> None:
     """
     bad = {
         name
-        for name in operators(path)
+        for name in flatbuffer.operators(path)
         if name.startswith("Flex") or name == "VAR_HANDLE"
     }
     if bad:

@@ -1,0 +1,87 @@
+"""TFLite files taken apart and put together again."""
+
+import functools
+import os
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+
+
+class _AlignedBuilder(flatbuffers.Builder):
+    """Weights begin at multiples of 16 bytes, as TFLite's own files have."""
+
+    def CreateNumpyVector(self, x):
+        self.Prep(16, x.nbytes)
+        return super().CreateNumpyVector(x)
+
+
+def parse(content: bytes):
+    """A file as a `ModelT`; its weights are views of `content`."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    for buffer in parsed.buffers:
+        if buffer.offset > 1:  # behind the FlatBuffer, as the quantiser writes
+            end = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(content[buffer.offset : end], "uint8")
+            buffer.offset = buffer.size = 0
+    return parsed
+
+
+def pack(parsed, size: int) -> bytes:
+    """The content of a file, of about `size` bytes, from a `ModelT`."""
+    builder = _AlignedBuilder(size)
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    return builder.Output()
+
+
+@functools.cache
+def _names():
+    """Builtin operators' names by number."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {
+        value: name
+        for name, value in vars(schema.BuiltinOperator).items()
+        if not name.startswith("_")
+    }
+
+
+def operator_name(parsed, operator) -> str:
+    """What an operator is.
+
+    Args:
+        parsed: The `ModelT` it is of.
+        operator: An `OperatorT`.
+
+    Returns:
+        A name such as `"CONV_2D"`; a custom operator's own name.
+    """
+    code = parsed.operatorCodes[operator.opcodeIndex]
+    if code.customCode:
+        return code.customCode.decode()
+    # Codes above 127 do not fit the old field, which then says 127.
+    return _names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def operators(path: str | os.PathLike) -> list[str]:
+    """Names of a TFLite file's operators, with repetition.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A list as `operator_name` has them.
+
+    Example:
+
+    >>> operators("resnext50.tflite").count("CONV_2D")
+    53
+    """
+    parsed = parse(Path(path).read_bytes())
+    return [
+        operator_name(parsed, operator)
+        for graph in parsed.subgraphs
+        for operator in graph.operators
+    ]
