@@ -236,6 +236,23 @@ def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
     }
     report = json.loads((tmp_path / "report.json").read_text())
     assert [line["passed"] for line in report["files"]] == [True, False]
+    failed = report["files"][1]
+    assert 0.99 < failed["correlation"] < failed["limits"]["correlation"]
+    assert f"{failed['bytes'] / 1e6:.2f}" in output
+
+
+def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
+    """Which are no markup; and a folder is no report to replace."""
+    folder = tmp_path / "a [red] b[/c]"
+    arguments = ("export", digits_run, "--output", folder, "--max-images", 20)
+    status, output, error = run_cli(*arguments, "--format", "onnx")
+    assert status == 0, error
+    assert f"Wrote {folder / 'model.onnx'} (difference at most" in output
+    (folder / "report.json").unlink()
+    (folder / "report.json").mkdir()
+    status, _, error = run_cli(*arguments, "--format", "onnx", "--overwrite")
+    assert status == 1
+    assert "report.json is a folder" in error
 
 
 @pytest.mark.parametrize(
@@ -255,6 +272,10 @@ def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
         ("evaluate {run} --dataset {other}", "must have the classes that"),
         ("export {run} --data {other}", "must have the classes that"),
         ("export {run} --output {run}/recipe.json", "must lie in a folder"),
+        (
+            "export {run}/model.keras --data {other} --output {new}",
+            "must have the classes that",
+        ),
         ("evaluate {new}", "`model` must be the folder of a training run"),
         ("evaluate {run} --dataset x", "`dataset` must be"),
         ("evaluate {run} --split dev", "`split` must be one of"),
@@ -263,7 +284,10 @@ def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
         ("predict no.png --model {run}", "`path` must be an image file"),
         ("predict no.png --model no", "`model` must be the folder"),
         ("export {run} --format tfx", "`format` must be some of savedmodel"),
-        ("export {run} --quantize int4", "`quantize` must be some of None"),
+        (
+            "export {run} --quantize int4",
+            "`quantize` must be some of none, float",
+        ),
         (
             "export {run} --format onnx --quantize dynamic",
             "`quantize` dynamic needs one of the formats tflite; got onnx",

@@ -259,6 +259,22 @@ def test_settings_of_layers_survive():
     assert_same_function(model, convert_form(found, "grouped"))
 
 
+def test_what_adapted_to_data_stays_adapted():
+    """Normalization computes with what it made of its weights."""
+    images = np.random.default_rng(0).normal(5, 3, (8, 16, 16, 3))
+    adapted = keras.layers.Normalization()
+    adapted.adapt(images.astype("float32"))
+    model = keras.Sequential([keras.Input((16, 16, 3)), adapted, make()])
+    expected = model.predict(images, verbose=0)
+    for other in (
+        keras_resnext.convert_form(model, "branches"),
+        keras_resnext.fold_batch_norm(model),
+        keras_resnext.to_stock_layers(model),
+    ):
+        found = other.predict(images, verbose=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_blocks_that_are_not_the_builders_are_refused():
     model = make()
     tapped = keras.Model(
