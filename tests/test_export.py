@@ -107,14 +107,18 @@ def test_bare_network_and_own_preprocessing(
     np.testing.assert_allclose(bare.scores, expected, rtol=1e-4, atol=1e-6)
     norm = keras.layers.BatchNormalization(epsilon=0.1)
     stateful = keras.Sequential([keras.Input((16, 16, 3)), norm])
-    EXPORTERS[name](
+    scaled = EXPORTERS[name](
         small_model,
         tmp_path / "stateful",
         preprocessing=randomize(stateful),
         images=inputs,
     )
-    expected = small_model.predict(inputs / 2 - 1, verbose=0)
-    np.testing.assert_allclose(own.scores, expected, rtol=1e-4, atol=1e-6)
+    for found, before in (
+        (own, inputs / 2 - 1),
+        (scaled, stateful.predict(inputs, verbose=0)),
+    ):
+        expected = small_model.predict(before, verbose=0)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-6)
 
 
 @every_format
@@ -841,6 +845,29 @@ def test_layers_left_in_float32(crops, tmp_path):
     assert nothing.size > 3 * whole.size
     with pytest.raises(ValueError, match="`exclude` must name layers of conv1"):
         export.to_tflite(model, tmp_path / "x", exclude=["conv9"], **options)
+
+
+def test_errors_of_layers_that_are_not_ours(crops, tmp_path):
+    names = ["conv2d", "depthwise_conv2d", "dense"]
+    model = keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            keras.layers.Conv2D(8, 3, name=names[0]),
+            keras.layers.DepthwiseConv2D(3, name=names[1]),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, name=names[2]),
+        ]
+    )
+    found = export.to_tflite(
+        randomize(model),
+        tmp_path / "m",
+        quantize="int8",
+        calibration=crops[:16],
+        images=crops[16:],
+        limits=export.Limits(),  # the errors are asked for, whatever they are
+    )
+    assert [error.name for error in found.layer_errors] == names
+    assert all(0 < error.weights < 0.05 for error in found.layer_errors)
 
 
 @pytest.mark.parametrize("quantize", [None, "dynamic"])

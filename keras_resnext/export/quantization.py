@@ -16,7 +16,7 @@ import numpy as np
 from keras_resnext.export import flatbuffer
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
-_WEIGHTED = ("CONV_2D", "FULLY_CONNECTED")
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 @dataclasses.dataclass(frozen=True)
