@@ -10,7 +10,6 @@ from sklearn.datasets import load_sample_images
 
 from keras_resnext.images import decode
 
-
 JPEG = ("JPEG", {"quality": 75})
 FINE = ("JPEG", {"quality": 95, "subsampling": 0})
 PROGRESSIVE = ("JPEG", {"progressive": True})
