@@ -1,9 +1,9 @@
 """Write beside, then rename: what stood there before is never half-lost."""
 
 import contextlib
-import glob
 import os
 import pathlib
+import re
 import shutil
 import socket
 import tempfile
@@ -47,7 +47,7 @@ def staged(
     ) as folder:
         new = pathlib.Path(folder) / path.name
         yield new
-        check_free(path, overwrite=overwrite)  # it may have come meanwhile
+        _check_free(path, overwrite)  # it may have come meanwhile
         if not path.exists() or (path.is_file() and new.is_file()):
             new.replace(path)
             return
@@ -71,16 +71,21 @@ def _mark():
 
 def _clear_up(folder):
     """Remove, or put back, what killed processes of this machine left."""
-    for left in folder.glob(f".*{glob.escape(_mark())}*"):
-        name, _, rest = left.name[1:].rpartition(_mark())
-        owner = rest.partition("-")[0]
-        if not owner.isdigit() or _runs(int(owner)):
+    staging = re.compile(
+        rf"\.(?P<name>.+){re.escape(_mark())}(?P<owner>\d{{1,9}})"
+        r"-[a-z0-9_]+(?P<old>\.old)?"
+    )
+    for left in folder.glob("*.staged-*"):
+        found = staging.fullmatch(left.name)
+        if not found or _runs(int(found["owner"])):
             continue
-        path = folder / name
-        if left.suffix == ".old" and not os.path.lexists(path):
-            left.rename(path)  # killed before the new one was in place
-        else:
-            _remove(left)
+        path = folder / found["name"]
+        # Another process may be at it, or have more rights here.
+        with contextlib.suppress(OSError):
+            if found["old"] and not os.path.lexists(path):
+                left.rename(path)  # killed before the new one was in place
+            else:
+                _remove(left)
 
 
 def _remove(path):
@@ -118,12 +123,16 @@ def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
     >>> check_free("new.tflite", overwrite=False)
     """
     path = pathlib.Path(path)
-    above = next(p for p in path.absolute().parents if p.exists())
+    above = next((p for p in path.absolute().parents if p.exists()), path)
     if not above.is_dir():
         raise NotADirectoryError(
             f"`path` must lie in a folder; got {path}, and {above} is a file."
         )
     _clear_up(path.parent)
+    _check_free(path, overwrite)
+
+
+def _check_free(path, overwrite):
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"`path` must be free, or `overwrite` true; {path} exists."

@@ -163,7 +163,7 @@ def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
 
     Args:
         model: A functional or sequential model; of others, whose calls are
-            not known, it is the last layer.
+            not known, it is the last layer, or the model itself.
         index: Which of its outputs. Defaults to 0.
 
     Returns:
@@ -175,12 +175,15 @@ def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
     'predictions'
     """
     outputs = getattr(model, "outputs", None)
-    if not outputs:
-        return model.layers[-1]
-    layer, _, index = outputs[index]._keras_history
-    return (
-        output_layer(layer, index) if isinstance(layer, keras.Model) else layer
-    )
+    if outputs:
+        layer, _, index = outputs[index]._keras_history
+    elif model.layers:
+        layer, index = model.layers[-1], 0
+    else:
+        return model
+    if isinstance(layer, keras.Model):
+        return output_layer(layer, index)
+    return layer
 
 
 def check_classifier(model: keras.Model) -> None:

@@ -352,9 +352,14 @@ def test_every_output_has_a_name_of_its_own(
             (maps(inputs), maps.output_names),
             ([x, x], ["flat_0", "flat_1"]),
             ({"b": x, "a": maps(inputs)[0]}, ["a", "b"]),
+            (None, maps.output_names),
         )
     ):
-        model = keras.Model(inputs, outputs)
+        model = (
+            keras.Sequential([inputs, maps])
+            if outputs is None
+            else keras.Model(inputs, outputs)
+        )
         found = EXPORTERS[name](model, tmp_path / f"{number}", images=pixels)
         assert list(found.outputs) == names
         assert len(names) == len(model.outputs)
@@ -376,6 +381,11 @@ def test_what_outputs_mean(small_model):
     maps = keras.layers.Conv2D(3, 1, activation="softmax")(inputs)
     assert not classifies(keras.Model(inputs, maps))
     assert classifies(small_model)
+    x = keras.layers.Flatten(name="image")(inputs)
+    x = keras.layers.Dense(3, activation="softmax")(x)
+    images = np.zeros((2, 16, 16, 3), "float32")
+    _, scales = artifact._expected(keras.Model(inputs, x), None, images)
+    assert scales == {"probabilities": 1}
     for wrong in ({"image": maps}, [maps, [maps]]):
         with pytest.raises(ValueError, match="`model` must "):
             output_names(keras.Model(inputs, wrong))
@@ -496,6 +506,36 @@ def test_limits():
         "difference at most 0.1 of the largest, correlation at least 0.99, "
         "image correlation at least 0.9, top1 agreement at least 0.75"
     )
+
+
+def test_no_number_in_any_output_passes(small_model):
+    model = keras_resnext.feature_pyramid(small_model)
+    names = output_names(model)
+    expected = {
+        name: np.random.default_rng(i).normal(size=(4, 2, 2, 3))
+        for i, name in enumerate(names)
+    }
+    scales = dict.fromkeys(names, 5.0)
+    limits = artifact.LIMITS[None]
+    same = artifact.compare(model, expected, expected, scales)
+    assert artifact.beyond(limits, same[1], same[0]) == []
+    assert same[0]["image_correlation"] == pytest.approx(1)
+    for name in names:
+        found = expected | {name: expected[name] * np.nan}
+        agreement, relative = artifact.compare(model, expected, found, scales)
+        assert len(artifact.beyond(limits, relative, agreement)) == 3
+
+
+def test_outputs_that_never_change(small_model):
+    """Softmax of zeros, rounded otherwise."""
+    expected = {"probabilities": np.full((4, 10), np.float32(0.1))}
+    near = {"probabilities": np.nextafter(expected["probabilities"], 1)}
+    far = {"probabilities": np.float32([[0.2] * 5 + [0.0] * 5] * 4)}
+    scales = {"probabilities": 1.0}
+    for found, correlation in ((near, 1), (far, 0)):
+        same, _ = artifact.compare(small_model, expected, found, scales)
+        assert same["correlation"] == correlation
+        assert same["image_correlation"] is None
 
 
 def test_padding_before_a_pool_stays_where_values_can_be_negative(tmp_path):

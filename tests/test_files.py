@@ -1,6 +1,8 @@
 """Nothing half-written, nothing lost."""
 
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -126,6 +128,22 @@ def test_a_link_to_a_folder_is_replaced(tmp_path):
     assert not (tmp_path / "x").is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"real", "x"}
+
+
+def test_what_is_not_left_by_processes_of_this_machine_stays(tmp_path):
+    host = socket.gethostname()
+    names = {
+        f".x.staged-{host}-{os.getpid()}-abc",  # its process runs
+        f".x.staged-{host}-99999999-4000-abc",  # of a host of such a name
+        f".x.staged-other{host}-99999999-abc",
+        f".x.staged-{host}-999999999999999999-abc",
+        ".x.staged-",
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / f".x.staged-{host}-99999999-abc").mkdir()
+    check_free(tmp_path / "y", overwrite=False)
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("moment", ["aside", "in place"])

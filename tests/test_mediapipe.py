@@ -145,6 +145,7 @@ def test_metadata_reads_back(tmp_path):
             pixels=True,
             input_name="image",
             output_names=["probabilities"],
+            probabilities=True,
             has_labels=True,
         )
     )

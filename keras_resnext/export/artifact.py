@@ -25,6 +25,9 @@ from keras_resnext.files import staged
 
 # Far above what float32 rounds to zero, and far below what counts.
 _SMALLEST_PROBABILITY = 1e-30
+# Outputs are constant if they differ by no more than this, as a share of the
+# largest: float32 has 24 bits.
+_ROUNDING = 2**-20
 # What images change in logits is compared if it is more than what eight bits
 # do, as a share of the largest logit.
 _CHANGE = 2**-7
@@ -196,7 +199,8 @@ def check_place(path, format, *, overwrite):
         if other or "saved_model.pb" not in held:
             raise FileExistsError(
                 "`path` must be free or hold savedmodel to replace; the "
-                f"folder {path} holds {', '.join(other[:3]) or 'none'}."
+                f"folder {path} holds "
+                f"{', '.join(other[:3]) or 'no saved_model.pb'}."
             )
 
 
@@ -340,49 +344,46 @@ def compare(model, expected, found, scales):
         `correlation`, `image_correlation` and `top1_agreement` as `Artifact`
         has them, and the largest difference as a share.
     """
+    names = output_names(model)
     pairs = [
         (logits(model, expected[name]), logits(model, found[name]))
-        for name in output_names(model)
+        for name in names
     ]
+    # NumPy's extremes, here and below: Python's lose a NaN.
     differences = [np.abs(ours - theirs) for ours, theirs in pairs]
-    relative = max(
-        float(difference.max() / scales[name])
-        for name, difference in zip(
-            output_names(model), differences, strict=True
-        )
-    )
-    scores = [outputs[output_names(model)[0]] for outputs in (expected, found)]
+    largest = [difference.max() for difference in differences]
+    scales = [scales[name] for name in names]
     agreement = None
     if classifies(model):
-        ours, theirs = (np.argmax(values, axis=-1) for values in scores)
+        ours, theirs = (
+            np.argmax(outputs[names[0]], axis=-1)
+            for outputs in (expected, found)
+        )
         agreement = float(np.mean(ours == theirs))
     return {
-        "max_logit_difference": float(max(d.max() for d in differences)),
+        "max_logit_difference": float(np.max(largest)),
         "mean_logit_difference": float(
             np.mean(np.concatenate([d.ravel() for d in differences]))
         ),
-        "correlation": min(_correlation(*pair) for pair in pairs),
-        "image_correlation": _image_correlation(
-            pairs, [scales[name] for name in output_names(model)]
-        ),
+        "correlation": float(np.min(list(map(_correlation, pairs, scales)))),
+        "image_correlation": _image_correlation(pairs, scales),
         "top1_agreement": agreement,
-    }, relative
+    }, float(np.max(np.divide(largest, scales)))
 
 
-def _correlation(ours, theirs):
-    ours, theirs = ours.ravel(), theirs.ravel()
-    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
-        return float(np.array_equal(ours, theirs))
-    return float(np.corrcoef(ours, theirs)[0, 1])
+def _correlation(pair, scale):
+    if min(np.ptp(values) for values in pair) <= _ROUNDING * scale:
+        return float(np.allclose(*pair, rtol=0, atol=_ROUNDING * scale))
+    return float(np.corrcoef(*map(np.ravel, pair))[0, 1])
 
 
 def _image_correlation(pairs, scales):
-    changes = [
-        [values - values.mean(axis=0) for values in pair]
+    found = [
+        _correlation([values - values.mean(axis=0) for values in pair], scale)
         for pair, scale in zip(pairs, scales, strict=True)
         if pair[0].std(axis=0).max() > _CHANGE * scale
     ]
-    return min((_correlation(*pair) for pair in changes), default=None)
+    return float(np.min(found)) if found else None
 
 
 def logits(model, scores):
@@ -419,7 +420,8 @@ def _expected(model, preprocessing, images):
     if puts_out_probabilities(model) and inside:
         # A layer that was called on other inputs before has those.
         with contextlib.suppress(ValueError):
-            probe = keras.Model(model.inputs, [last.input, model.outputs[0]])
+            outputs = {"before": last.input, "scores": model.outputs[0]}
+            probe = keras.Model(model.inputs, outputs)
     if probe is None:
         outputs = keras_runner(model, preprocessing)(images)
         least = 1.0 if classifies(model) else 1e-30
@@ -522,8 +524,8 @@ def check_bytes(graph, model, most, format) -> None:
     """
     if graph.bytes > 0.9 * most:
         raise ValueError(
-            f"`model` must have less than 2 GB of weights for {format}; "
-            f"{model.name} has {graph.bytes / 1e9:.1f} GB."
+            f"`model` must have at most {0.9 * most / 1e9:.2f} GB of weights "
+            f"for {format}; {model.name} has {graph.bytes / 1e9:.2f} GB."
         )
 
 
@@ -535,7 +537,7 @@ def describe_limits(limits) -> str:
 
     Returns:
         Such as "difference at most 0.0001 of the largest, correlation at
-        least 0.99"; nothing of what is not limited.
+        least 0.99".
     """
     words = []
     if math.isfinite(limits.logit_difference):
@@ -546,7 +548,7 @@ def describe_limits(limits) -> str:
         value = getattr(limits, field.name)
         if value != field.default:
             words.append(f"{field.name.replace('_', ' ')} at least {value:g}")
-    return ", ".join(words)
+    return ", ".join(words) or "no limits"
 
 
 def check_quantization(model, quantize, calibration, choices):

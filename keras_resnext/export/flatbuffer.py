@@ -23,8 +23,9 @@ def parse(content: bytes):
     parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
     for buffer in parsed.buffers:
         if buffer.offset > 1:  # behind the FlatBuffer, as the quantiser writes
-            end = buffer.offset + buffer.size
-            buffer.data = np.frombuffer(content[buffer.offset : end], "uint8")
+            buffer.data = np.frombuffer(
+                content, "uint8", buffer.size, buffer.offset
+            )
             buffer.offset = buffer.size = 0
     return parsed
 

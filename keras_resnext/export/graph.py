@@ -246,7 +246,7 @@ def output_names(model):
     if isinstance(output, dict):
         parts, names = list(output.values()), sorted(output)
     elif len(model.outputs) > 1:
-        parts, names = output, _layer_names(model)
+        parts, names = output or model.outputs, _layer_names(model)
     else:
         parts, names = model.outputs, [_meaning(model)]
     if not all(isinstance(part, keras.KerasTensor) for part in parts):
@@ -263,9 +263,10 @@ def output_names(model):
 
 def _layer_names(model):
     """A name of its own for each output."""
-    names = [str(name) for name in model.output_names]
-    if len(set(names)) < len(names):  # several of a model inside
-        outputs = range(len(names))
+    # A sequential model has none; those of a model inside are all its name.
+    names = [str(name) for name in getattr(model, "output_names", ())]
+    if len(set(names)) < len(model.outputs):
+        outputs = range(len(model.outputs))
         names = [output_layer(model, i).name for i in outputs]
     if len(set(names)) < len(names):
         names = [f"{name}_{i}" for i, name in enumerate(names)]

@@ -17,7 +17,15 @@ _AXIS_LABELS = np.int8(2)
 
 
 def image_classifier_metadata(
-    *, name, description, shape, pixels, input_name, output_names, has_labels
+    *,
+    name,
+    description,
+    shape,
+    pixels,
+    input_name,
+    output_names,
+    probabilities,
+    has_labels,
 ) -> bytes:
     """Metadata of a network from an image to classes or features.
 
@@ -33,6 +41,7 @@ def image_classifier_metadata(
         input_name: What the image is called.
         output_names: What the outputs are called; they are described in
             alphabetical order, which is the file's.
+        probabilities: Whether the only output is from 0 to 1.
         has_labels: Whether `LABELS_FILE` goes with the file, a class a line.
 
     Returns:
@@ -43,7 +52,7 @@ def image_classifier_metadata(
     >>> image_classifier_metadata(
     ...     name="resnext50", description="", shape=(224, 224, 3),
     ...     pixels=True, input_name="image", output_names=["probabilities"],
-    ...     has_labels=True)[4:8]
+    ...     probabilities=True, has_labels=True)[4:8]
     b'M001'
     """
     height, width, channels = shape
@@ -72,7 +81,7 @@ def image_classifier_metadata(
             2: _AXIS_LABELS,
         }
         (scores,) = outputs
-        if output_names == ["probabilities"]:
+        if probabilities:
             scores[5] = {0: np.float32([1]), 1: np.float32([0])}
         scores[6] = [classes]
     builder = flatbuffers.Builder()

@@ -52,7 +52,8 @@ def to_onnx(
     """Export a model to an ONNX file, with any batch.
 
     The file maps `image`, float32 `(batch, height, width, channels)`, to
-    `probabilities` (`logits` or `features` of a model that ends in those).
+    `probabilities` (`logits`, `scores` or `features` of a model that ends in
+    those; several, and those of a dict, by their own names).
     Batch norms are folded, and each convolution is one `Conv`. Its metadata
     have `labels` (a JSON list), `input`, `layout` and `source`.
 

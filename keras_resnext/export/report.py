@@ -143,7 +143,8 @@ def export_files(
         resize: See `to_saved_model`.
         layout: See `to_onnx`.
         exclude: See `to_tflite`.
-        limits: `Limits` by quantisation. Defaults to `artifact.LIMITS`.
+        limits: `Limits` by quantisation. Defaults, where there are none, to
+            `artifact.LIMITS`.
         threads: Threads within an operation while measuring. Defaults to all
             cores.
         overwrite: Whether to replace what is there.
@@ -166,6 +167,7 @@ def export_files(
     onnx.check_layout(layout)
     check_places(folder, planned, overwrite=overwrite)
     shown = artifact.noise(model) if images is None else images
+    limits = artifact.LIMITS | (limits or {})
     if not classifies(model):
         classes = None
     lines = []
@@ -188,7 +190,7 @@ def export_files(
                 path,
                 labels=labels,
                 images=images,
-                limits=(limits or artifact.LIMITS)[quantize],
+                limits=limits[quantize],
                 overwrite=overwrite,
                 **options,
             )
@@ -212,7 +214,7 @@ def export_files(
         "files": lines,
     }
     with staged(folder / _REPORT, overwrite=overwrite) as new:
-        new.write_text(json.dumps(report, indent=1) + "\n")
+        new.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     with staged(folder / _PICTURE, overwrite=overwrite) as new:
         draw_report(report, new)
     return report
@@ -237,15 +239,20 @@ def _line(found, classes):
         "layer_errors": [
             dataclasses.asdict(error) for error in found.get("layer_errors", ())
         ],
-        **{name: found.get(name) for name in _AGREEMENT},
+        **{name: _finite(found.get(name)) for name in _AGREEMENT},
     }
     if "limits" in found:
         line["limits"] = {
-            name: None if math.isinf(value) else value
+            name: _finite(value)
             for name, value in dataclasses.asdict(found["limits"]).items()
         }
         line["accuracy"] = _accuracy(found["outputs"], classes)
     return line
+
+
+def _finite(value):
+    """A number that JSON has, or `None`."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _accuracy(outputs, classes):
@@ -382,7 +389,7 @@ def _cells(line, keras_accuracy):
     difference = limits.get("logit_difference")
     most = "" if difference is None else f"≤ {difference:g} of the largest"
     changes = at_least("image_correlation", "g")
-    keras = "" if keras_accuracy is None else f"{keras_accuracy:.4f}"
+    others = "" if keras_accuracy is None else f"{keras_accuracy:.4f}"
     return [
         "passed" if line["passed"] else "FAILED",
         shown("max_logit_difference", ".2g", most),
@@ -390,7 +397,7 @@ def _cells(line, keras_accuracy):
         shown("correlation", ".6f", at_least("correlation", "g")),
         shown("image_correlation", ".6f", changes),
         shown("top1_agreement", ".2%", at_least("top1_agreement", ".2%")),
-        shown("accuracy", ".4f", keras),
+        shown("accuracy", ".4f", others),
     ]
 
 

@@ -40,8 +40,9 @@ def to_saved_model(
     | `image_uint8` | `image`, the same as uint8, a quarter of the bytes |
     | `image_bytes` | `image_bytes`, strings `(batch,)`: JPEG, PNG, GIF or BMP |
 
-    All put out `probabilities` `(batch, classes)` (`logits` or `features` of
-    a model that ends in those), and of a classifier `top_indices`,
+    All put out `probabilities` `(batch, classes)` (`logits`, `scores` or
+    `features` of a model that ends in those; several, and those of a dict, by
+    their own names), and of a classifier `top_indices`,
     `top_scores` and, with labels, `top_labels`, each `(batch, top)` with the
     best class first. `labels` become `assets/labels.txt` too.
 

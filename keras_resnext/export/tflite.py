@@ -15,6 +15,7 @@ from keras_resnext.export import artifact
 from keras_resnext.export import flatbuffer
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
+from keras_resnext.export.graph import puts_out_probabilities
 from keras_resnext.export.metadata import LABELS_FILE
 from keras_resnext.export.metadata import image_classifier_metadata
 from keras_resnext.export.quantization import QUANTIZATIONS
@@ -46,8 +47,9 @@ def to_tflite(
     """Export a model to a TFLite file: batch 1, builtin operators.
 
     The signature `serving_default` maps `image`, `(1, height, width,
-    channels)`, to `probabilities`, float32 `(1, classes)` (`logits` or
-    `features` of a model that ends in those). The file has TFLite metadata,
+    channels)`, to `probabilities`, float32 `(1, classes)` (`logits`, `scores`
+    or `features` of a model that ends in those; several, and those of a dict,
+    by their own names). The file has TFLite metadata,
     with which MediaPipe Tasks opens it, and `labels` as `labels.txt`, in the
     way TFLite attaches files: it is a zip archive too.
 
@@ -153,7 +155,7 @@ def to_tflite(
 
 
 def _check_exclude(exclude, quantize):
-    counts = isinstance(exclude, numbers.Integral) and exclude is not True
+    counts = type(exclude) is not bool and isinstance(exclude, numbers.Integral)
     names = isinstance(exclude, Sequence) and not isinstance(exclude, str)
     if counts and exclude < 0:
         raise ValueError(f"`exclude` must be 0 or more; got {exclude}.")
@@ -183,7 +185,7 @@ def _convert(graph, dtype):
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(saved), signature_keys=["serving_default"]
         )
-        # Weights behind the FlatBuffer, where `_parse` takes them from; or
+        # Weights behind the FlatBuffer, where `parse` takes them from; or
         # TensorFlow takes a second to write all of it anew.
         converter._experimental_use_buffer_offset = True
         try:
@@ -225,6 +227,7 @@ def _add_metadata(content, model, graph, labels, preprocessing):
         pixels=preprocessing is not None,
         input_name=IMAGE,
         output_names=graph.names,
+        probabilities=puts_out_probabilities(model),
         has_labels=labels is not None,
     )
     buffer = schema.BufferT()
