@@ -340,29 +340,26 @@ def test_latency_is_the_median_of_single_images(monkeypatch):
     assert shapes == [(1, 2, 2, 3)] * 14
 
 
-@every_format
-def test_every_output_has_a_name_of_its_own(
-    name, small_model, pixels, tmp_path
-):
+def test_every_output_has_its_own_name(small_model):
     inputs = keras.Input((16, 16, 3))
     maps = keras_resnext.feature_pyramid(small_model)
     x = keras.layers.Flatten(name="flat")(inputs)
-    for number, (outputs, names) in enumerate(
-        (
-            (maps(inputs), maps.output_names),
-            ([x, x], ["flat_0", "flat_1"]),
-            ({"b": x, "a": maps(inputs)[0]}, ["a", "b"]),
-            (None, maps.output_names),
-        )
+    for model, names in (
+        (keras.Model(inputs, [x, x]), ["flat_0", "flat_1"]),
+        (keras.Model(inputs, {"b": x, "a": maps(inputs)[0]}), ["a", "b"]),
+        (keras.Sequential([inputs, maps]), maps.output_names),
     ):
-        model = (
-            keras.Sequential([inputs, maps])
-            if outputs is None
-            else keras.Model(inputs, outputs)
-        )
-        found = EXPORTERS[name](model, tmp_path / f"{number}", images=pixels)
-        assert list(found.outputs) == names
+        assert output_names(model) == names
         assert len(names) == len(model.outputs)
+
+
+@every_format
+def test_outputs_of_a_model_inside(name, small_model, pixels, tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    maps = keras_resnext.feature_pyramid(small_model)
+    model = keras.Model(inputs, maps(inputs))
+    found = EXPORTERS[name](model, tmp_path / "m", images=pixels)
+    assert list(found.outputs) == maps.output_names
 
 
 def test_what_outputs_mean(small_model):
@@ -1085,11 +1082,13 @@ def test_published_networks(name, tmp_path):
         assert quantized.size < share * 4 * count
 
 
-@every_format
 def test_small_outputs_are_held_to_their_own_scale(
-    name, crops, tmp_path, monkeypatch
+    crops, tmp_path, monkeypatch
 ):
-    """Beside large ones, and tiny ones alone: swapped, they are refused."""
+    """Beside large ones, and tiny ones alone: swapped, they are refused.
+
+    All formats share the proof; one is enough to see it.
+    """
     body = imagenet_model(include_top=False)
     inputs = body.input
     pooled = keras.layers.GlobalAveragePooling2D()(body.output)
@@ -1101,7 +1100,7 @@ def test_small_outputs_are_held_to_their_own_scale(
         keras.Model(inputs, tiny),
     ]
     for number, model in enumerate(models):
-        EXPORTERS[name](model, tmp_path / f"{number}", images=crops[:4])
+        export.to_onnx(model, tmp_path / f"{number}", images=crops[:4])
     named = ExportGraph._named
 
     def reversed_(self, outputs):
@@ -1112,7 +1111,7 @@ def test_small_outputs_are_held_to_their_own_scale(
     monkeypatch.setattr(ExportGraph, "_named", reversed_)
     for model in models:
         with pytest.raises(export.ExportError, match="not Keras'"):
-            EXPORTERS[name](model, tmp_path / "wrong", images=crops[:4])
+            export.to_onnx(model, tmp_path / "wrong", images=crops[:4])
 
 
 @every_format
