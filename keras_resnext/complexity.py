@@ -58,7 +58,8 @@ def count_complexity(model: keras.Model) -> Complexity:
             "`model` must be a functional or a built sequential keras.Model; "
             f"got {model!r}."
         )
-    for entry in model.get_config()["layers"]:
+    graph = keras.Model(model.inputs, model.outputs)  # whatever its class
+    for entry in graph.get_config()["layers"]:
         if len(entry.get("inbound_nodes", [])) > 1:
             raise ValueError(
                 "`model` must use each layer once; "

@@ -269,9 +269,10 @@ def _as_functional(model):
             "`model` must be a functional or a built sequential keras.Model; "
             f"got {model!r}."
         )
-    if isinstance(model, keras.Sequential):
+    # A subclass may have a config of its own; what is rewritten is the graph.
+    if "input_layers" not in _config(model):
         trainable = model.trainable
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
+        model = keras.Model(model.input, model.output, name=model.name)
         if not trainable:
             model.trainable = False
     return model

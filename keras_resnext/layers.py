@@ -140,7 +140,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
-            and not (self.synchronized or self.renorm)
+            # Keras before 3.14 has no `renorm`.
+            and not (self.synchronized or getattr(self, "renorm", False))
             and inputs.dtype.name == self.compute_dtype
             and self.compute_dtype in ("float16", "bfloat16", "float32")
             and self.variable_dtype == "float32"

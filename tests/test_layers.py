@@ -1,6 +1,7 @@
 """GroupedConv2D against patches times kernel, batch norm against Keras'."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -200,9 +201,44 @@ def test_nothing_is_left_for_xla_to_compile():
 
 
 def test_path_is_probed_for_each_dtype():
-    assert convolution_path("float32") == ("native" if ONEDNN else "split")
-    if not tf.config.list_logical_devices("GPU"):
-        assert convolution_path("float16") == "split"
+    """TensorFlow leaves oneDNN off on CPUs without AVX-512's VNNI."""
+    for dtype in ("float32", "float16"):
+        kernel = tf.ones((3, 3, 2, 4), dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            outputs = tf.nn.conv2d(
+                tf.ones((1, 3, 3, 4), dtype), kernel, 1, "SAME"
+            )
+        try:
+            tape.gradient(outputs, kernel)
+            expected = "native"
+        except tf.errors.OpError:
+            expected = "split"
+        assert convolution_path(dtype) == expected
+
+
+@pytest.mark.parametrize(("onednn", "path"), [("0", "split"), ("1", "native")])
+def test_path_follows_onednn(onednn, path):
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("oneDNN's switch is tested on x86")
+    script = (
+        "from keras_resnext.layers import convolution_path as path;"
+        "print(path('float32'))"
+    )
+    outer = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
+    environment = {
+        **outer,
+        "TF_ENABLE_ONEDNN_OPTS": onednn,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == path
 
 
 def test_path_can_be_forced_for_a_while():
@@ -244,10 +280,8 @@ def train_norms(layers, inputs, weights, **call):
         x = tf.cast(inputs, dtype)
         if not layer.built:
             layer.build(x.shape)
-            rng = np.random.default_rng(5)
-            layer.set_weights(
-                [rng.uniform(0.5, 2, w.shape) for w in layer.weights]
-            )
+        rng = np.random.default_rng(5)
+        layer.set_weights([rng.uniform(0.5, 2, w.shape) for w in layer.weights])
         for _ in range(2):
             with tf.GradientTape() as tape:
                 tape.watch(x)
@@ -282,6 +316,16 @@ def assert_norms_agree(found, exact, dtype, cancelled=1):
         steps = 2 * ROUNDOFF[dtype] + 20 * cancelled * ROUNDOFF["float32"]
         got, want = np.asarray(got, "float64"), np.asarray(want)
         assert np.abs(got - want).max() <= steps * np.abs(want).max()
+
+
+def test_fused_norm_trains_where_keras_has_no_renorm():
+    """Keras before 3.14."""
+    inputs, weights = norm_data()
+    fused, exact = norm_pair()
+    fused.build(inputs.shape)  # of a newer Keras, which reads it
+    del fused.renorm
+    found, expected = train_norms((fused, exact), inputs, weights)
+    assert_norms_agree(found, expected, "float32")
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDOFF))

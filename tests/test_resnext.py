@@ -453,6 +453,35 @@ def test_feature_pyramid():
         keras_resnext.feature_pyramid(other)
 
 
+@pytest.mark.parametrize("rewrite", ["save", "form", "fold", "stock", "count"])
+def test_feature_pyramid_is_a_model_like_others(rewrite, tmp_path):
+    body = randomize(
+        keras_resnext.ResNeXt(
+            (1, 1), 4, 4, stem="cifar", include_top=False, input_shape=(8, 8, 3)
+        )
+    )
+    maps = keras_resnext.feature_pyramid(body)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    if rewrite == "count":
+        counted = keras_resnext.count_complexity(maps)
+        assert counted == keras_resnext.count_complexity(body)
+        return
+    if rewrite == "save":
+        maps.save(tmp_path / "maps.keras")
+        other = keras.saving.load_model(tmp_path / "maps.keras")
+        assert list(other.pyramid_outputs) == ["P2", "P3"]
+        assert other.pyramid_outputs["P3"] is other.outputs[1]
+    else:
+        other = {
+            "form": lambda m: keras_resnext.convert_form(m, "branches"),
+            "fold": keras_resnext.fold_batch_norm,
+            "stock": keras_resnext.to_stock_layers,
+        }[rewrite](maps)
+    for ours, theirs in zip(maps(images), other(images), strict=True):
+        # Sums of some hundred terms in another order, twenty layers deep.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride_keeps_the_weights_and_the_grid(output_stride):
     """Subsampled, a dilated network computes what the strided one does.

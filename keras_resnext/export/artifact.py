@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_resnext.export.graph import classifies
 from keras_resnext.export.graph import image_shape
@@ -452,10 +453,17 @@ def keras_runner(model, preprocessing):
     """
     preprocess = preprocessing_function(preprocessing)
     names = output_names(model)
+    (image,) = model.inputs
+    # Not through `ExportGraph`: the proof must not share its mistakes. Nor
+    # through `predict`, whose tracing TensorFlow counts over all models of a
+    # process, and warns of from the fifth on.
+    predict = tf.function(
+        lambda x: model(x, training=False),
+        input_signature=[tf.TensorSpec((None, *image.shape[1:]), tf.float32)],
+    ).get_concrete_function()
 
-    # Not through `ExportGraph`: the proof must not share its mistakes.
     def run(images):
-        outputs = model.predict_on_batch(preprocess(images))
+        outputs = predict(tf.cast(preprocess(images), tf.float32))
         if isinstance(outputs, dict):
             return {name: np.asarray(outputs[name]) for name in names}
         flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]

@@ -32,6 +32,10 @@ def parse(content: bytes):
 
 def pack(parsed, size: int) -> bytes:
     """The content of a file, of about `size` bytes, from a `ModelT`."""
+    for code in parsed.operatorCodes:
+        # Older readers, OpenVINO's among them, know this field only. It has
+        # eight bits, and says 127 of what does not fit.
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     builder = _AlignedBuilder(size)
     builder.Finish(parsed.Pack(builder), b"TFL3")
     return builder.Output()

@@ -200,6 +200,11 @@ def _convert(graph, dtype):
 def _quantize(content, quantize, calibration, exclude, samples):
     """The quantised content, and the errors of its layers."""
     samples = np.asarray(samples, "float32")[:_TRACED_IMAGES]
+    (graph,) = flatbuffer.parse(content).subgraphs
+    if not any(graph.inputs[0] in op.inputs for op in graph.operators):
+        raise artifact.ExportError(
+            "`model` must look at its images; nothing in the file reads them."
+        )
 
     def quantized(names):
         found = quantize_tflite(content, quantize, calibration, names)
@@ -250,15 +255,16 @@ def _take_pixels(content):
     parsed = flatbuffer.parse(content)
     (graph,) = parsed.subgraphs
     (index,) = graph.inputs
-    first, *others = (op for op in graph.operators if index in op.inputs)
-    if others or flatbuffer.operator_name(parsed, first) != "QUANTIZE":
+    readers = [op for op in graph.operators if index in op.inputs]
+    names = [flatbuffer.operator_name(parsed, reader) for reader in readers]
+    if names != ["QUANTIZE"]:
         raise artifact.ExportError(
             "`input_dtype` must be float32 for a model whose first layer stays "
             "in float32."
         )
     for tensor, kind, zero in (
         (graph.tensors[index], schema.TensorType.UINT8, 0),
-        (graph.tensors[first.outputs[0]], schema.TensorType.INT8, -128),
+        (graph.tensors[readers[0].outputs[0]], schema.TensorType.INT8, -128),
     ):
         tensor.type = kind
         tensor.quantization = schema.QuantizationParametersT()
