@@ -129,14 +129,14 @@ def study(
     from benchmarks.study import print_study
     from benchmarks.study import run_study
     from keras_resnext.training import Recipe
-    from keras_resnext.training.data import open_dataset
+    from keras_resnext.training.datasets import open_dataset
 
     recipe = Recipe(
         image_size=8, crop_padding=1, epochs=epochs, warmup_epochs=0.2 * epochs
     )
     records = run_study(runs, recipe=recipe, seeds=seeds, log=console.print)
     data = open_dataset(recipe.dataset)
-    held_out = data.num_examples(data.held_out_split)
+    held_out = data.num_examples(data.val_split)
     _write(
         folder / "study.json",
         {

@@ -58,8 +58,8 @@ def our_images(job):
     """Some batches of an endless run through our pipeline."""
     import tensorflow as tf
 
-    from keras_resnext.training.data import open_dataset
-    from keras_resnext.training.data import training_batches
+    from keras_resnext.training.datasets import open_dataset
+    from keras_resnext.training.pipeline import training_batches
 
     tf.config.threading.set_intra_op_parallelism_threads(job.threads)
     data = open_dataset(job.folder)
@@ -149,7 +149,7 @@ def _recipe(job, batch):
         batch_size=batch,
         epochs=1000,
         crop_padding=0,
-        crop_area=0.08,
+        random_resized_crop_scale=0.08,
         flip=True,
         base_lr=0.01,
     )

@@ -68,22 +68,22 @@ def run_study(
                 "seed": seed,
                 "multiply_adds": _multiply_adds(this),
                 "training_loss": last["loss"],
-                "loss": last["held_out_loss"],
-                "error": 100 * (1 - last["held_out_accuracy"]),
+                "loss": last["val_loss"],
+                "error": 100 * (1 - last["val_accuracy"]),
             }
         )
         keras.backend.clear_session()  # or thirty graphs stay
         log(
             f"{name}, {'with' if residual else 'without'} shortcuts, seed "
             f"{seed}: error {records[-1]['error']:.2f} %, loss "
-            f"{last['held_out_loss']:.4f}"
+            f"{last['val_loss']:.4f}"
         )
     return records
 
 
 def _multiply_adds(recipe):
     from keras_resnext import count_complexity
-    from keras_resnext.resnext import build
+    from keras_resnext.variants import build
 
     model = build(
         recipe.model,

@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from keras_resnext import training as training
     from keras_resnext.complexity import Complexity as Complexity
     from keras_resnext.complexity import count_complexity as count_complexity
-    from keras_resnext.forms import convert_form as convert_form
-    from keras_resnext.forms import fold_batch_norm as fold_batch_norm
-    from keras_resnext.forms import to_stock_layers as to_stock_layers
     from keras_resnext.inference import inference_function as inference_function
     from keras_resnext.preprocessing import (
         decode_predictions as decode_predictions,
     )
     from keras_resnext.preprocessing import preprocess_input as preprocess_input
-    from keras_resnext.resnext import ResNet50 as ResNet50
-    from keras_resnext.resnext import ResNet101 as ResNet101
-    from keras_resnext.resnext import ResNet200 as ResNet200
+    from keras_resnext.pyramid import feature_pyramid as feature_pyramid
     from keras_resnext.resnext import ResNeXt as ResNeXt
-    from keras_resnext.resnext import ResNeXt29_8x64d as ResNeXt29_8x64d
-    from keras_resnext.resnext import ResNeXt29_16x64d as ResNeXt29_16x64d
-    from keras_resnext.resnext import ResNeXt50 as ResNeXt50
-    from keras_resnext.resnext import ResNeXt101 as ResNeXt101
-    from keras_resnext.resnext import ResNeXt101_32x8d as ResNeXt101_32x8d
-    from keras_resnext.resnext import ResNeXt101_32x16d as ResNeXt101_32x16d
-    from keras_resnext.resnext import ResNeXt101_32x32d as ResNeXt101_32x32d
-    from keras_resnext.resnext import ResNeXt101_32x48d as ResNeXt101_32x48d
-    from keras_resnext.resnext import ResNeXt101_64x4d as ResNeXt101_64x4d
-    from keras_resnext.resnext import ResNeXt152 as ResNeXt152
-    from keras_resnext.resnext import feature_pyramid as feature_pyramid
-    from keras_resnext.resnext import list_models as list_models
+    from keras_resnext.rewrite import convert_form as convert_form
+    from keras_resnext.rewrite import fold_batch_norm as fold_batch_norm
+    from keras_resnext.rewrite import to_stock_layers as to_stock_layers
+    from keras_resnext.variants import ResNet50 as ResNet50
+    from keras_resnext.variants import ResNet101 as ResNet101
+    from keras_resnext.variants import ResNet200 as ResNet200
+    from keras_resnext.variants import ResNeXt29_8x64d as ResNeXt29_8x64d
+    from keras_resnext.variants import ResNeXt29_16x64d as ResNeXt29_16x64d
+    from keras_resnext.variants import ResNeXt50 as ResNeXt50
+    from keras_resnext.variants import ResNeXt101 as ResNeXt101
+    from keras_resnext.variants import ResNeXt101_32x8d as ResNeXt101_32x8d
+    from keras_resnext.variants import ResNeXt101_32x16d as ResNeXt101_32x16d
+    from keras_resnext.variants import ResNeXt101_32x32d as ResNeXt101_32x32d
+    from keras_resnext.variants import ResNeXt101_32x48d as ResNeXt101_32x48d
+    from keras_resnext.variants import ResNeXt101_64x4d as ResNeXt101_64x4d
+    from keras_resnext.variants import ResNeXt152 as ResNeXt152
+    from keras_resnext.variants import list_models as list_models
     from keras_resnext.weights import export_weights as export_weights
     from keras_resnext.weights import get_weights as get_weights
     from keras_resnext.weights import list_weights as list_weights
@@ -47,25 +47,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "ResNet50": "resnext",
-    "ResNet101": "resnext",
-    "ResNet200": "resnext",
+    "ResNet50": "variants",
+    "ResNet101": "variants",
+    "ResNet200": "variants",
     "ResNeXt": "resnext",
-    "ResNeXt29_8x64d": "resnext",
-    "ResNeXt29_16x64d": "resnext",
-    "ResNeXt50": "resnext",
-    "ResNeXt101": "resnext",
-    "ResNeXt101_32x8d": "resnext",
-    "ResNeXt101_32x16d": "resnext",
-    "ResNeXt101_32x32d": "resnext",
-    "ResNeXt101_32x48d": "resnext",
-    "ResNeXt101_64x4d": "resnext",
-    "ResNeXt152": "resnext",
-    "feature_pyramid": "resnext",
-    "list_models": "resnext",
-    "convert_form": "forms",
-    "fold_batch_norm": "forms",
-    "to_stock_layers": "forms",
+    "ResNeXt29_8x64d": "variants",
+    "ResNeXt29_16x64d": "variants",
+    "ResNeXt50": "variants",
+    "ResNeXt101": "variants",
+    "ResNeXt101_32x8d": "variants",
+    "ResNeXt101_32x16d": "variants",
+    "ResNeXt101_32x32d": "variants",
+    "ResNeXt101_32x48d": "variants",
+    "ResNeXt101_64x4d": "variants",
+    "ResNeXt152": "variants",
+    "feature_pyramid": "pyramid",
+    "list_models": "variants",
+    "convert_form": "rewrite",
+    "fold_batch_norm": "rewrite",
+    "to_stock_layers": "rewrite",
     "Complexity": "complexity",
     "count_complexity": "complexity",
     "inference_function": "inference",

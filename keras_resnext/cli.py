@@ -125,7 +125,7 @@ def list_models(
     if devices:
         _print_devices()
         return
-    from keras_resnext.resnext import list_models
+    from keras_resnext.variants import list_models
 
     for name in list_models():
         console.print(name)
@@ -190,7 +190,7 @@ def train(
         str | None,
         typer.Option(help="Weights to start from: a tag, or a file."),
     ] = None,
-    freeze: Annotated[
+    freeze_until: Annotated[
         str | None,
         typer.Option(
             help="Last part that is not trained, such as conv3; with all "
@@ -200,7 +200,7 @@ def train(
     strategy: Annotated[
         str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
     ] = "auto",
-    steps_per_call: Annotated[
+    steps_per_execution: Annotated[
         int,
         typer.Option(
             min=0,
@@ -240,7 +240,7 @@ def train(
         "dataset": dataset,
         "model": model,
         "weights": weights,
-        "freeze": freeze,
+        "freeze_until": freeze_until,
     }
     plan = RECIPES[recipe].override(
         [
@@ -259,7 +259,7 @@ def train(
             workdir,
             strategy=chosen,
             data_dir=data_dir,
-            steps_per_call=steps_per_call,
+            steps_per_execution=steps_per_execution,
             save_every_steps=save_every_steps,
             keep=keep,
             on_bad_image=on_bad_image,
@@ -267,7 +267,7 @@ def train(
             on_step=on_step,
             on_epoch=on_epoch,
         )
-    accuracy = [entry["held_out_accuracy"] for entry in run.history[-1:]]
+    accuracy = [entry["val_accuracy"] for entry in run.history[-1:]]
     console.print(
         f"{run.path}: {plan.epochs} epochs done"
         + "".join(f", held-out accuracy {a:.4f}" for a in accuracy)
@@ -374,8 +374,8 @@ def predict(
 ):
     """Name the most probable classes of images."""
     _start_tensorflow()
-    from keras_resnext.preprocessing import check_classifier
-    from keras_resnext.preprocessing import image_size
+    from keras_resnext.inspection import check_classifier
+    from keras_resnext.inspection import image_size
     from keras_resnext.preprocessing import imagenet_labels
     from keras_resnext.preprocessing import preprocess_input
     from keras_resnext.preprocessing import read_image
@@ -455,7 +455,7 @@ def export(
             "quantisation error of their own.",
         ),
     ] = 0,
-    layout: Annotated[
+    data_format: Annotated[
         str, typer.Option(help="Of ONNX images: NHWC or NCHW.")
     ] = "NHWC",
     max_difference: Annotated[
@@ -491,7 +491,7 @@ def export(
     _start_tensorflow()
     from keras_resnext.export import ExportError
     from keras_resnext.export import report
-    from keras_resnext.export.artifact import describe_limits
+    from keras_resnext.export.verify import describe_limits
 
     formats = [name.strip() for name in formats.split(",")]
     quantizations = [
@@ -504,7 +504,7 @@ def export(
             how,
             logit_difference=max_difference,
             correlation=min_correlation,
-            image_correlation=min_image_correlation,
+            centred_correlation=min_image_correlation,
             top1_agreement=min_agreement,
         )
         for how in quantizations
@@ -517,8 +517,10 @@ def export(
     require("matplotlib", extra="export", purpose="The picture")
     if exclude_worst and not ({"dynamic", "int8"} & set(quantizations)):
         raise ValueError("`exclude_worst` needs `quantize` dynamic or int8.")
-    if layout != "NHWC" and "onnx" not in formats:
-        raise ValueError("`layout` is of the format onnx; it is not asked for.")
+    if data_format != "NHWC" and "onnx" not in formats:
+        raise ValueError(
+            "`data_format` is of the format onnx; it is not asked for."
+        )
     # So that what is half-written is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     is_run = model.is_dir() and weights is None
@@ -544,7 +546,7 @@ def export(
             calibration=calibration,
             labels=labels,
             resize=resize,
-            layout=layout,
+            data_format=data_format,
             exclude=exclude_worst,
             limits=limits_of,
             threads=threads,
@@ -567,7 +569,7 @@ def export(
 
 def _limits(quantize, **wanted):
     """The usual limits, but for those that were given."""
-    from keras_resnext.export.artifact import LIMITS
+    from keras_resnext.export.verify import LIMITS
 
     given = {name: value for name, value in wanted.items() if value is not None}
     return dataclasses.replace(LIMITS[quantize], **given)
@@ -582,14 +584,14 @@ def _exported(model, weights, dataset, data_dir):
         one), a number of images and a seed to pixels and classes (`None`
         without a data set).
     """
-    from keras_resnext.export.graph import classifies
-    from keras_resnext.export.graph import image_shape
     from keras_resnext.export.graph import resize_then_crop
-    from keras_resnext.preprocessing import image_size
+    from keras_resnext.inspection import classifies
+    from keras_resnext.inspection import image_shape
+    from keras_resnext.inspection import image_size
     from keras_resnext.preprocessing import imagenet_labels
     from keras_resnext.preprocessing import resize_and_crop
-    from keras_resnext.training.data import open_dataset
-    from keras_resnext.training.data import read_images
+    from keras_resnext.training.datasets import open_dataset
+    from keras_resnext.training.datasets import read_images
 
     if weights is not None:
         if dataset:
@@ -632,7 +634,7 @@ def _exported(model, weights, dataset, data_dir):
     def images(split, count, shuffle_seed=None):
         return read_images(
             data,
-            split or data.held_out_split,
+            split or data.val_split,
             show,
             count=count,
             shuffle_seed=shuffle_seed,
@@ -681,7 +683,7 @@ def _stages(name, form):
     """The table of a model's cost by stage."""
     from keras_resnext.complexity import count_complexity
     from keras_resnext.complexity import total
-    from keras_resnext.resnext import build
+    from keras_resnext.variants import build
 
     network = build(name, form=form)
     counts = count_complexity(network)
@@ -759,22 +761,22 @@ def _print_recipes():
 def _print_devices():
     import tensorflow as tf
 
-    from keras_resnext.layers import convolution_path
+    from keras_resnext.layers import conv_implementation
 
     for device in tf.config.list_physical_devices():
         details = tf.config.experimental.get_device_details(device)
         name = details.get("device_name", "")
         console.print(f"{device.device_type} {name}".rstrip())
-    console.print("Grouped convolutions, see `layers.convolution_path`:")
+    console.print("Grouped convolutions, see `layers.conv_implementation`:")
     for dtype in ("float32", "bfloat16", "float16", "float64"):
-        console.print(f"  {dtype:9} {convolution_path(dtype)}")
+        console.print(f"  {dtype:9} {conv_implementation(dtype)}")
 
 
 def _print_paper():
     """The paper's tables: costs counted here, errors as published."""
     from keras_resnext.complexity import count_complexity
     from keras_resnext.paper import TABLES
-    from keras_resnext.resnext import build
+    from keras_resnext.variants import build
 
     counts = {}
     for title, rows in TABLES.items():
@@ -818,8 +820,8 @@ def _draw_predictions(network, dataset, data_dir, result, picture, crop):
     import numpy as np
 
     from keras_resnext.files import staged
-    from keras_resnext.preprocessing import image_size
-    from keras_resnext.training.data import open_dataset
+    from keras_resnext.inspection import image_size
+    from keras_resnext.training.datasets import open_dataset
     from keras_resnext.training.plots import prediction_grid
 
     data = open_dataset(dataset, data_dir)
@@ -849,18 +851,22 @@ def _draw_predictions(network, dataset, data_dir, result, picture, crop):
 
 
 def _load(path):
-    """A model, the `Run` it came from (`None` for a file), and `Notes`."""
+    """A model, the `Run` it came from or `None`, and `ModelMetadata`."""
     import keras
 
-    from keras_resnext.training.workdir import Notes
-    from keras_resnext.training.workdir import Run
-    from keras_resnext.training.workdir import read_notes
+    from keras_resnext.training.run import ModelMetadata
+    from keras_resnext.training.run import Run
+    from keras_resnext.training.run import read_metadata
 
     if path.is_dir():
         run = Run(path)
-        return run.load_model(), run, Notes(run.labels, run.recipe.eval_crop)
+        return (
+            run.load_model(),
+            run,
+            ModelMetadata(run.labels, run.recipe.crop_pct),
+        )
     if path.suffix == ".keras" and path.is_file():
-        return keras.saving.load_model(path), None, read_notes(path)
+        return keras.saving.load_model(path), None, read_metadata(path)
     raise ValueError(
         "`model` must be the folder of a training run or a .keras file; got "
         f"{path}."
@@ -869,7 +875,7 @@ def _load(path):
 
 def _load_published(model, weights):
     """A model with published weights, and their record."""
-    from keras_resnext.resnext import build
+    from keras_resnext.variants import build
     from keras_resnext.weights import get_weights
     from keras_resnext.weights.read import reader_of
 
@@ -895,7 +901,7 @@ def _evaluate_published(
 ):
     """With the record's transform; prints its published accuracy beside."""
     from keras_resnext.training import evaluate
-    from keras_resnext.training.data import open_dataset
+    from keras_resnext.training.datasets import open_dataset
 
     if dataset is None:
         raise ValueError("`dataset` must be given with published weights.")
@@ -938,7 +944,7 @@ def _print_bad_images(names):
 
 def _dataset_of(run, dataset, data_dir):
     """The data set asked for, or the run's; with the run's classes."""
-    from keras_resnext.training.data import open_dataset
+    from keras_resnext.training.datasets import open_dataset
 
     if dataset is None and run is None:
         raise ValueError(
@@ -988,8 +994,8 @@ def _training_progress():
             bar.print(
                 f"epoch {entry['epoch']:3d}: loss {entry['loss']:.4f}, "
                 f"accuracy {entry['accuracy']:.4f}; held out "
-                f"{entry['held_out_loss']:.4f}, "
-                f"{entry['held_out_accuracy']:.4f}; "
+                f"{entry['val_loss']:.4f}, "
+                f"{entry['val_accuracy']:.4f}; "
                 f"{entry['images_per_second']:.0f} images/s"
                 + (
                     ""

@@ -5,13 +5,15 @@ import math
 
 import keras
 
+from keras_resnext.inspection import is_graph
+
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
     """What a model, or one of its layers, costs for one image.
 
     Args:
-        params: Weights that training changes; batch norm's running
+        params: WeightsRecord that training changes; batch norm's running
             statistics are left out, frozen layers are not.
         multiply_adds: Of convolutions and dense layers; the "FLOPs" of the
             paper and of torchvision.
@@ -53,7 +55,7 @@ def count_complexity(model: keras.Model) -> Complexity:
     Reference:
         arXiv 1611.05431, table 1 (4.2 billion for ResNeXt-50).
     """
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(
             "`model` must be a functional or a built sequential keras.Model; "
             f"got {model!r}."
@@ -92,12 +94,6 @@ def total(by_layer: dict[str, Complexity]) -> Complexity:
         activations=sum(c.activations for c in counts),
         by_layer=by_layer,
     )
-
-
-def _is_graph(model):
-    if isinstance(model, keras.Sequential):
-        return model.built
-    return isinstance(model, keras.Model) and hasattr(model, "operations")
 
 
 # Every weight of the kernel is used once at each place of the output.

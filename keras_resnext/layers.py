@@ -8,7 +8,7 @@ import keras
 
 PATHS = ("native", "split")
 
-_forced_path = None  # set by `use_convolution_path`, read by every layer
+_forced_path = None  # set by `use_conv_implementation`, read by every layer
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -21,7 +21,7 @@ class GroupedConv2D(keras.layers.Conv2D):
     runtime can load (keras 3.15, `keras/src/backend/tensorflow/nn.py`, `conv`).
     This layer calls `tf.nn.conv2d` instead, and where that cannot be
     differentiated it convolves each group on its own, which always can.
-    `convolution_path` tells which of the two a dtype gets here.
+    `conv_implementation` tells which of the two a dtype gets here.
 
     Arguments, kernel `(height, width, channels_in / groups, filters)`, bias
     and config are those of `keras.layers.Conv2D`: weights move between the
@@ -59,7 +59,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         channels_first = self.data_format == "channels_first"
         if channels_first:  # TensorFlow has no such kernel on CPUs.
             inputs = keras.ops.transpose(inputs, (0, 2, 3, 1))
-        path = convolution_path(inputs.dtype.name)
+        path = conv_implementation(inputs.dtype.name)
         convolve = _native_conv2d if path == "native" else _split_conv2d
         outputs = convolve(
             inputs,
@@ -151,7 +151,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         moving.assign(moving * self.momentum + value * (1 - self.momentum))
 
 
-def convolution_path(dtype: str = "float32") -> str:
+def conv_implementation(dtype: str = "float32") -> str:
     """How grouped convolutions of this dtype run in this process.
 
     The answer is found once for each dtype, by differentiating a tiny grouped
@@ -169,14 +169,14 @@ def convolution_path(dtype: str = "float32") -> str:
 
     Example:
 
-    >>> keras_resnext.layers.convolution_path("float16")  # on a CPU
+    >>> keras_resnext.layers.conv_implementation("float16")  # on a CPU
     'split'
     """
     return _forced_path or _probed_path(dtype)
 
 
 @contextlib.contextmanager
-def use_convolution_path(path: str) -> Iterator[None]:
+def use_conv_implementation(path: str) -> Iterator[None]:
     """Force the path of every `GroupedConv2D` called inside the context.
 
     For tests, and for exporters: a graph traced under `"native"` holds one
@@ -184,14 +184,14 @@ def use_convolution_path(path: str) -> Iterator[None]:
     holds for all threads, because `tf.distribute` traces replicas in threads.
 
     Args:
-        path: `"native"` or `"split"`, see `convolution_path`.
+        path: `"native"` or `"split"`, see `conv_implementation`.
 
     Raises:
         ValueError: if `path` is neither.
 
     Example:
 
-    >>> with use_convolution_path("split"):
+    >>> with use_conv_implementation("split"):
     ...     outputs = model(images)
     """
     global _forced_path

@@ -13,7 +13,7 @@ class Row(typing.NamedTuple):
 
     Args:
         label: The paper's name.
-        model: The name that `keras_resnext.resnext.build` knows.
+        model: The name that `keras_resnext.variants.build` knows.
         top1: Published top-1 error, in percent.
         top5: Published top-5 error, in percent, if the table has it.
         residual: Whether the network has shortcuts.

@@ -3,7 +3,6 @@
 import numbers
 import operator
 import os
-import re
 from collections.abc import Sequence
 
 import keras
@@ -13,18 +12,12 @@ from keras_resnext.weights.load import find_source
 from keras_resnext.weights.load import load_weights
 
 # Stem -> the input's side where none is given, and the stem's stride.
-_DEFAULT_SIZE = {"imagenet": 224, "cifar": 32}
+DEFAULT_SIZE = {"imagenet": 224, "cifar": 32}
 _STEM_STRIDE = {"imagenet": 4, "cifar": 1}
 _OUTPUT_STRIDES = (8, 16, 32)
-_DEPTHS = {
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3),
-}
 
 
-def _total_stride(stem, depths):
+def total_stride(stem, depths):
     """By how much height and width shrink, unless told to shrink less."""
     stride = _STEM_STRIDE[stem] * 2 ** (len(depths) - 1)
     return min(stride, max(_OUTPUT_STRIDES))
@@ -129,7 +122,7 @@ def ResNeXt(
         raise ValueError(
             f"`name` must be None or a string without a slash; got {name!r}."
         )
-    _check_choice(stem=stem, among=tuple(_DEFAULT_SIZE))
+    _check_choice(stem=stem, among=tuple(DEFAULT_SIZE))
     _check_choice(form=form, among=tuple(blocks.TRANSFORMS))
     _check_choice(pooling=pooling, among=(None, "avg", "max"))
     _check_positive(classes=classes)
@@ -203,362 +196,10 @@ def ResNeXt(
     return model
 
 
-def _builder(function, title, depths, paths, reference, stem="imagenet"):
-    """A named builder: the arguments of `keras.applications`, then ours.
-
-    One signature and one text for all of them; `help` and editors show each
-    builder's own defaults.
-    """
-    default_cardinality, default_base_width = paths
-    cifar = stem == "cifar"
-    default_weights = None if cifar else "imagenet"
-    default_classes = 10 if cifar else 1000
-
-    def build_variant(
-        include_top: bool = True,
-        weights: str | os.PathLike | None = default_weights,
-        input_tensor: keras.KerasTensor | None = None,
-        input_shape: tuple[int | None, ...] | None = None,
-        pooling: str | None = None,
-        classes: int = default_classes,
-        classifier_activation: str | None = "softmax",
-        name: str = function.lower(),
-        *,
-        form: str = "grouped",
-        cardinality: int = default_cardinality,
-        base_width: int = default_base_width,
-        residual: bool = True,
-        output_stride: int = 32,
-        drop_path_rate: float = 0.0,
-    ) -> keras.Model:
-        return ResNeXt(
-            depths,
-            cardinality,
-            base_width,
-            stem=stem,
-            form=form,
-            include_top=include_top,
-            weights=weights,
-            input_tensor=input_tensor,
-            input_shape=input_shape,
-            pooling=pooling,
-            classes=classes,
-            classifier_activation=classifier_activation,
-            name=name,
-            residual=residual,
-            output_stride=output_stride,
-            drop_path_rate=drop_path_rate,
-        )
-
-    build_variant.__name__ = build_variant.__qualname__ = function
-    build_variant.__doc__ = _BUILDER_DOC.format(
-        function=function,
-        title=title,
-        size=_DEFAULT_SIZE[stem],
-        smallest=_total_stride(stem, depths),
-        weights=default_weights,
-        classes=default_classes,
-        name=function.lower(),
-        cardinality=default_cardinality,
-        base_width=default_base_width,
-        reference=reference,
-    )
-    return build_variant
-
-
-_BUILDER_DOC = """{title}, unless told otherwise.
-
-The first eight arguments are those of `keras.applications.ResNet50`, in its
-order; `ResNeXt` says more about each. Images must go through
-`keras_resnext.preprocess_input` first.
-
-Args:
-    include_top: Whether to end with the classifier. Defaults to `True`.
-    weights: `None` for random weights, `"imagenet"`, another tag of
-        `list_weights`, or a path, see `load_weights`. Defaults to
-        `{weights!r}`.
-    input_tensor: Keras tensor to build on. Defaults to `None`.
-    input_shape: `(height, width, channels)`, from {smallest} pixels up.
-        Defaults to `({size}, {size}, 3)` with the top, `(None, None, 3)`
-        without.
-    pooling: `None`, `"avg"` or `"max"`; used without the top. Defaults to
-        `None`.
-    classes: Outputs of the classifier. Defaults to {classes}.
-    classifier_activation: Defaults to `"softmax"`; `None` for logits.
-    name: Name of the model. Defaults to `"{name}"`.
-    form: `"grouped"`, `"concatenated"` or `"branches"`. Defaults to
-        `"grouped"`.
-    cardinality: Paths in each block. Defaults to {cardinality}.
-    base_width: Channels of a path in the first stage. Defaults to
-        {base_width}.
-    residual: Whether blocks have shortcuts. Defaults to `True`.
-    output_stride: 8, 16 or 32, see `ResNeXt`. Defaults to 32.
-    drop_path_rate: Stochastic depth, see `ResNeXt`. Defaults to 0.
-
-Returns:
-    A `keras.Model` from `(batch, {size}, {size}, 3)` to `(batch, {classes})`.
-
-Raises:
-    ValueError: if an argument is not one of the above.
-
-Example:
-
->>> model = keras_resnext.{function}(weights=None)
-
-Reference:
-    {reference}.
-"""
-
-_PAPER = "arXiv 1611.05431"
-_WSL = "Mahajan et al., arXiv 1805.00932"
-
-ResNeXt50 = _builder(
-    "ResNeXt50", "ResNeXt-50, 32x4d", _DEPTHS[50], (32, 4), f"{_PAPER}, table 1"
-)
-ResNeXt101 = _builder(
-    "ResNeXt101",
-    "ResNeXt-101, 32x4d",
-    _DEPTHS[101],
-    (32, 4),
-    f"{_PAPER}, tables 3 and 4",
-)
-ResNeXt101_64x4d = _builder(
-    "ResNeXt101_64x4d",
-    "ResNeXt-101, 64x4d",
-    _DEPTHS[101],
-    (64, 4),
-    f"{_PAPER}, tables 4 and 5",
-)
-ResNeXt101_32x8d = _builder(
-    "ResNeXt101_32x8d", "ResNeXt-101, 32x8d", _DEPTHS[101], (32, 8), _WSL
-)
-ResNeXt101_32x16d = _builder(
-    "ResNeXt101_32x16d", "ResNeXt-101, 32x16d", _DEPTHS[101], (32, 16), _WSL
-)
-ResNeXt101_32x32d = _builder(
-    "ResNeXt101_32x32d", "ResNeXt-101, 32x32d", _DEPTHS[101], (32, 32), _WSL
-)
-ResNeXt101_32x48d = _builder(
-    "ResNeXt101_32x48d", "ResNeXt-101, 32x48d", _DEPTHS[101], (32, 48), _WSL
-)
-ResNeXt152 = _builder(
-    "ResNeXt152",
-    "ResNeXt-152, 32x4d",
-    _DEPTHS[152],
-    (32, 4),
-    "mmpretrain, configs/resnext (the paper's design at ResNet-152's depths)",
-)
-ResNeXt29_8x64d = _builder(
-    "ResNeXt29_8x64d",
-    "ResNeXt-29, 8x64d, for CIFAR",
-    (3, 3, 3),
-    (8, 64),
-    f"{_PAPER}, table 7",
-    stem="cifar",
-)
-ResNeXt29_16x64d = _builder(
-    "ResNeXt29_16x64d",
-    "ResNeXt-29, 16x64d, for CIFAR",
-    (3, 3, 3),
-    (16, 64),
-    f"{_PAPER}, table 7",
-    stem="cifar",
-)
-ResNet50 = _builder(
-    "ResNet50",
-    "ResNet-50, the paper's baseline (stride on the 3x3)",
-    _DEPTHS[50],
-    (1, 64),
-    f"{_PAPER}, tables 1 and 3",
-)
-ResNet101 = _builder(
-    "ResNet101",
-    "ResNet-101, the paper's baseline (stride on the 3x3)",
-    _DEPTHS[101],
-    (1, 64),
-    f"{_PAPER}, tables 3 and 4",
-)
-ResNet200 = _builder(
-    "ResNet200",
-    "ResNet-200, the paper's deeper baseline (stride on the 3x3)",
-    _DEPTHS[200],
-    (1, 64),
-    f"{_PAPER}, table 4",
-)
-
-_BUILDERS = {
-    builder.__name__.lower(): builder
-    for builder in (
-        ResNeXt50,
-        ResNeXt101,
-        ResNeXt101_32x8d,
-        ResNeXt101_64x4d,
-        ResNeXt101_32x16d,
-        ResNeXt101_32x32d,
-        ResNeXt101_32x48d,
-        ResNeXt152,
-        ResNeXt29_8x64d,
-        ResNeXt29_16x64d,
-        ResNet50,
-        ResNet101,
-        ResNet200,
-    )
-}
-# Rows of the paper's tables 3, 4 and 7 without a builder of their own name.
-_PAPER_ROWS = (
-    "resnext50_2x40d",
-    "resnext50_4x24d",
-    "resnext50_8x14d",
-    "resnext101_2x40d",
-    "resnext101_4x24d",
-    "resnext101_8x14d",
-    "resnext101_2x64d",
-    "resnext101_1x100d",
-    "resnext29_1x64d",
-)
-
-
-def list_models() -> list[str]:
-    """The models of the paper, and those that weights are published for.
-
-    `build` and the command line know them by these names, and any other by
-    the paper's notation.
-
-    Returns:
-        A list of names.
-
-    Example:
-
-    >>> keras_resnext.list_models()[:2]
-    ['resnext50', 'resnext101']
-    """
-    return [*_BUILDERS, *_PAPER_ROWS]
-
-
-def build(model: str, **arguments) -> keras.Model:
-    """Build a model from its name, as the command line and recipes do.
-
-    A name is one of `list_models`, or the paper's notation
-    `resnext<depth>_<cardinality>x<base_width>d`: depth 50, 101, 152 or 200
-    for the ImageNet nets, and any other depth of the form 9n + 2 for the
-    CIFAR nets with three stages of n blocks.
-
-    Args:
-        model: The name.
-        **arguments: The builder's. `weights` defaults to `None` here, and
-            `classes` to 10 for the CIFAR nets.
-
-    Returns:
-        A `keras.Model`, see `ResNeXt`.
-
-    Raises:
-        ValueError: if the name is not known, or as the builder does.
-
-    Example:
-
-    >>> build("resnext29_8x64d", classes=10).count_params()
-    34449994
-    """
-    name, arguments = model.lower(), {"weights": None, **arguments}
-    if name in _BUILDERS:
-        return _BUILDERS[name](**arguments)
-    match = re.fullmatch(r"resnext(\d+)_(\d+)x(\d+)d", name)
-    if match:
-        depth, cardinality, base_width = map(int, match.groups())
-        arguments.setdefault("name", name)
-        if depth in _DEPTHS:
-            stem, depths = "imagenet", _DEPTHS[depth]
-        else:
-            stem, depths = "cifar", ((depth - 2) // 9,) * 3
-            arguments.setdefault("classes", 10)
-        if depths[0] > 0 and 3 * sum(depths) + 2 == depth:
-            return ResNeXt(
-                depths, cardinality, base_width, stem=stem, **arguments
-            )
-    raise ValueError(
-        f"`model` must be one of {', '.join(list_models())}, or "
-        "resnext<depth>_<cardinality>x<base_width>d with a depth of "
-        f"{', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
-        f"nets); got {model!r}."
-    )
-
-
 def _classifier_dtype():
     """float32 under mixed precision: 8 or 11 bits blur probabilities."""
     mixed = keras.config.dtype_policy().name.startswith("mixed_")
     return "float32" if mixed else None
-
-
-@keras.saving.register_keras_serializable(package="keras_resnext")
-class FeaturePyramid(keras.Model):
-    """The feature maps of all stages as a model, see `feature_pyramid`.
-
-    `pyramid_outputs` is what KerasHub's detectors and segmenters read of an
-    image encoder: `{"P2": C2, ..., "P5": C5}`. It survives saving.
-
-    Args:
-        model: A model of the builders, of any form, with or without top.
-
-    Raises:
-        ValueError: if the model has no such stages.
-    """
-
-    def __init__(self, model):
-        last = {}
-        for layer in model.layers:
-            match = re.fullmatch(r"conv(\d+)_block\d+_out", layer.name)
-            if match:
-                last[int(match[1])] = layer.output
-        if not last:
-            raise ValueError(
-                "`model` must be built by keras_resnext, with layers such as "
-                f"conv2_block1_out at its top level; {model.name} has none."
-            )
-        outputs = {f"P{stage}": last[stage] for stage in sorted(last)}
-        super().__init__(model.input, list(outputs.values()), name=model.name)
-        self.pyramid_outputs = outputs
-
-    def get_config(self):
-        body = keras.Model(self.input, self.outputs, name=self.name)
-        return {"model": keras.saving.serialize_keras_object(body)}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(
-            keras.saving.deserialize_keras_object(
-                config["model"], custom_objects=custom_objects
-            )
-        )
-
-
-def feature_pyramid(model: keras.Model) -> keras.Model:
-    """The feature maps of all stages, for detection and segmentation.
-
-    Args:
-        model: A model of the builders, of any form, with or without top.
-
-    Returns:
-        A `keras.Model` on the same layers and weights with a list of outputs,
-        one a stage: C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet
-        stem (less where `output_stride` says so), C2 to C4 of strides 1, 2
-        and 4 with the CIFAR stem. Its `pyramid_outputs` has them by the names
-        P2 to P5, so that it is an image encoder for KerasHub's `RetinaNet`
-        and `DeepLabV3`.
-
-    Raises:
-        ValueError: if the model has no such stages.
-
-    Example:
-
-    >>> body = keras_resnext.ResNeXt50(include_top=False, weights=None)
-    >>> [c.shape[-1] for c in feature_pyramid(body).outputs]
-    [256, 512, 1024, 2048]
-
-    Reference:
-        Lin et al., "Feature Pyramid Networks for Object Detection", arXiv
-        1612.03144, section 3.
-    """
-    return FeaturePyramid(model)
 
 
 def _imagenet_stem(x):
@@ -582,7 +223,7 @@ _STEMS = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}
 def _input(input_tensor, input_shape, stem, depths, include_top):
     """The tensor to build on, once its shape is known to work."""
     channels_last = keras.config.image_data_format() == "channels_last"
-    size = _DEFAULT_SIZE[stem] if include_top else None
+    size = DEFAULT_SIZE[stem] if include_top else None
     if input_tensor is not None:
         if not keras.utils.is_keras_tensor(input_tensor):
             raise ValueError(
@@ -607,7 +248,7 @@ def _input(input_tensor, input_shape, stem, depths, include_top):
     else:
         shape = (size, size, 3) if channels_last else (3, size, size)
 
-    smallest = _total_stride(stem, depths)
+    smallest = total_stride(stem, depths)
     if len(shape) == 3:
         sides = shape[:2] if channels_last else shape[1:]
         channels = shape[2] if channels_last else shape[0]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import keras_resnext
 from keras_resnext.blocks import TRANSFORMS
-from keras_resnext.resnext import build
-from keras_resnext.resnext import list_models
+from keras_resnext.variants import build
+from keras_resnext.variants import list_models
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -24,7 +24,7 @@ VARIANTS = {
 }
 
 
-def describe(model):
+def infer_architecture(model):
     """Class, name and weight shapes of every layer that has weights."""
     return [
         [
@@ -42,7 +42,9 @@ def main():
     for path in GOLDEN.glob("*.json"):
         path.unlink()
     for name, make in VARIANTS.items():
-        lines = ",\n".join(json.dumps(layer) for layer in describe(make()))
+        lines = ",\n".join(
+            json.dumps(layer) for layer in infer_architecture(make())
+        )
         (GOLDEN / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
 

@@ -207,7 +207,7 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a finished run is trained again")
 
-    monkeypatch.setattr("keras_resnext.training.loop._Training", refuse)
+    monkeypatch.setattr("keras_resnext.training.trainer._Training", refuse)
     assert study.run_study(tmp_path, log=print, **options) == records
 
 

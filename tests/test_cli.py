@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from keras_resnext import paper
-from keras_resnext.layers import convolution_path
+from keras_resnext.layers import conv_implementation
 from keras_resnext.training import Recipe
 
 
@@ -76,7 +76,7 @@ def test_list_devices(run_cli):
     assert first.startswith("CPU")
     for line in (float16, float64):
         dtype, path = line.split()
-        assert path == convolution_path(dtype)
+        assert path == conv_implementation(dtype)
 
 
 def test_summary_of_the_paper(run_cli, monkeypatch):
@@ -297,7 +297,10 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
             "`data` must be given to calibrate int8 on",
         ),
         ("export {run} --min-agreement 2", "`top1_agreement` must be from 0"),
-        ("export {run} --layout CHW", "`layout` must be NHWC or NCHW"),
+        (
+            "export {run} --data-format CHW",
+            "`data_format` must be NHWC or NCHW",
+        ),
         ("export {new}", "`model` must be the folder of a training run"),
     ],
 )

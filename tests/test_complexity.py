@@ -7,8 +7,8 @@ import keras_resnext
 from keras_resnext.complexity import count_complexity
 from keras_resnext.complexity import total
 from keras_resnext.paper import TABLES
-from keras_resnext.resnext import build
-from keras_resnext.resnext import list_models
+from keras_resnext.variants import build
+from keras_resnext.variants import list_models
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.datasets import load_sample_images
 
+from keras_resnext.images import decode
 from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.training import augment
-from keras_resnext.training import data
+from keras_resnext.training import datasets
+from keras_resnext.training import pipeline
+from keras_resnext.training.pipeline import InputShard
 from keras_resnext.training.recipe import RECIPES
 from keras_resnext.training.recipe import Recipe
 
@@ -21,7 +24,7 @@ RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
 
 @pytest.fixture(scope="module")
 def digits():
-    found = data.open_dataset("digits")
+    found = datasets.open_dataset("digits")
     found.prepare()
     return found
 
@@ -66,14 +69,14 @@ def test_digits_are_scikit_learns(digits):
 
 
 def test_digits_are_split_by_class(digits):
-    _, labels = collect(data.evaluation_batches(digits, "test", 8, 50))
+    _, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
     counts = np.bincount(labels)
     share = np.bincount(load_digits().target) * 0.2
     assert np.all(np.abs(counts - share) < 1)
 
 
 def test_held_out_images_come_once_in_order_for_the_network(digits):
-    images, labels = collect(data.evaluation_batches(digits, "test", 8, 50))
+    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
     assert images.shape == (360, 8, 8, 3)
     raw = list(
         tfds.load(
@@ -86,9 +89,9 @@ def test_held_out_images_come_once_in_order_for_the_network(digits):
 
 
 def test_epochs_are_shuffles_that_can_be_repeated(digits):
-    first = collect(data.training_batches(digits, RECIPE, 0))
-    again = collect(data.training_batches(digits, RECIPE, 0))
-    second = collect(data.training_batches(digits, RECIPE, 1))
+    first = collect(pipeline.training_batches(digits, RECIPE, 0))
+    again = collect(pipeline.training_batches(digits, RECIPE, 0))
+    second = collect(pipeline.training_batches(digits, RECIPE, 1))
     assert len(first[1]) == 1400  # the last 37 do not fill a batch
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -97,11 +100,13 @@ def test_epochs_are_shuffles_that_can_be_repeated(digits):
 
 def test_augmentation_follows_seed_and_epoch(digits):
     shifted = dataclasses.replace(RECIPE, crop_padding=2)
-    plain = collect(data.training_batches(digits, RECIPE, 0))
-    one = collect(data.training_batches(digits, shifted, 0))
-    same = collect(data.training_batches(digits, shifted, 0))
+    plain = collect(pipeline.training_batches(digits, RECIPE, 0))
+    one = collect(pipeline.training_batches(digits, shifted, 0))
+    same = collect(pipeline.training_batches(digits, shifted, 0))
     other = collect(
-        data.training_batches(digits, dataclasses.replace(shifted, seed=1), 0)
+        pipeline.training_batches(
+            digits, dataclasses.replace(shifted, seed=1), 0
+        )
     )
     np.testing.assert_array_equal(plain[1], one[1])  # the same order
     np.testing.assert_array_equal(one[0], same[0])
@@ -134,8 +139,8 @@ def test_crops_are_shifts_and_flips_are_mirrors():
 
 def test_half_of_the_images_are_flipped(digits):
     flipping = dataclasses.replace(RECIPE, flip=True)
-    plain, labels = collect(data.training_batches(digits, RECIPE, 0))
-    found, same = collect(data.training_batches(digits, flipping, 0))
+    plain, labels = collect(pipeline.training_batches(digits, RECIPE, 0))
+    found, same = collect(pipeline.training_batches(digits, flipping, 0))
     np.testing.assert_array_equal(labels, same)
     straight = np.all(found == plain, axis=(1, 2, 3))
     mirrored = np.all(found == plain[:, :, ::-1], axis=(1, 2, 3))
@@ -147,7 +152,7 @@ def test_half_of_the_images_are_flipped(digits):
 def test_seeds_and_epochs_do_not_repeat_each_other(digits):
     tf.random.set_seed(0)
     first, second = (
-        collect(data.training_batches(digits, recipe, epoch))[1]
+        collect(pipeline.training_batches(digits, recipe, epoch))[1]
         for recipe, epoch in (
             (RECIPE, 1),
             (dataclasses.replace(RECIPE, seed=1), 0),
@@ -159,10 +164,10 @@ def test_seeds_and_epochs_do_not_repeat_each_other(digits):
 def test_names_and_folders_are_told_apart(folder, monkeypatch):
     (folder / "digits").mkdir()
     monkeypatch.chdir(folder)
-    assert data.locate("digits") == "digits"
-    assert data.locate("./digits") == str(folder / "digits")
-    assert data.locate(".") == str(folder)
-    assert data.locate("no such name") == "no such name"
+    assert datasets.locate("digits") == "digits"
+    assert datasets.locate("./digits") == str(folder / "digits")
+    assert datasets.locate(".") == str(folder)
+    assert datasets.locate("no such name") == "no such name"
 
 
 def test_one_class_is_none(tmp_path):
@@ -170,14 +175,14 @@ def test_one_class_is_none(tmp_path):
     place.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(place / "0.png")
     with pytest.raises(ValueError, match="two classes or more; .* has only"):
-        data.open_dataset(str(tmp_path))
+        datasets.open_dataset(str(tmp_path))
 
 
 def test_folder_of_images_by_class(folder):
-    found = data.open_dataset(str(folder))
+    found = datasets.open_dataset(str(folder))
     found.prepare()
     assert found.labels == ["dark", "grey", "light"]
-    assert found.held_out_split == "val"
+    assert found.val_split == "val"
     assert found.num_examples("train") == 12
     batches = found.pixels("val", 16).batch(6)
     ((images, labels),) = batches.as_numpy_iterator()
@@ -194,11 +199,11 @@ def test_unknown_data_sets_are_refused(tmp_path):
         with pytest.raises(
             ValueError, match="`dataset` must be a folder .*got"
         ):
-            data.open_dataset(name)
+            datasets.open_dataset(name)
     with pytest.raises(ValueError, match="found no image two folders below"):
-        data.open_dataset(str(tmp_path))
+        datasets.open_dataset(str(tmp_path))
     with pytest.raises(ValueError, match="image and label .*; glue has"):
-        data.open_dataset("glue")
+        datasets.open_dataset("glue")
 
 
 def test_unknown_splits_are_refused(digits, folder):
@@ -212,18 +217,18 @@ def test_unknown_splits_are_refused(digits, folder):
     with pytest.raises(
         ValueError, match="images in one of the splits .*has train"
     ):
-        _ = data.open_dataset(str(only)).held_out_split
+        _ = datasets.open_dataset(str(only)).val_split
 
 
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_an_epoch_goes_on_at_any_step(name, digits, request):
     found, recipe = digits, dataclasses.replace(RECIPE, crop_padding=2)
     if name == "folder":
-        found = data.open_dataset(str(request.getfixturevalue("folder")))
+        found = datasets.open_dataset(str(request.getfixturevalue("folder")))
         recipe = dataclasses.replace(recipe, batch_size=3)
-    images, labels = collect(data.training_batches(found, recipe, 1))
+    images, labels = collect(pipeline.training_batches(found, recipe, 1))
     for step in (1, 3):
-        rest = data.training_batches(found, recipe, 1, first_step=step)
+        rest = pipeline.training_batches(found, recipe, 1, first_step=step)
         done = step * recipe.batch_size
         more, same = collect(rest)
         np.testing.assert_array_equal(more, images[done:])
@@ -233,12 +238,15 @@ def test_an_epoch_goes_on_at_any_step(name, digits, request):
 @pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
 def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
     recipe = dataclasses.replace(RECIPE, crop_padding=2, flip=True)
-    images, _ = collect(data.training_batches(digits, recipe, 0))
+    images, _ = collect(pipeline.training_batches(digits, recipe, 0))
     shares = [
-        data.training_batches(
-            digits, recipe, 0, share=data.Share(replicas, pipelines, pipeline)
+        pipeline.training_batches(
+            digits,
+            recipe,
+            0,
+            shard=InputShard(replicas, pipelines, number),
         )
-        for pipeline in range(pipelines)
+        for number in range(pipelines)
     ]
     parts = [[x for x, _, _ in s.as_numpy_iterator()] for s in shares]
     each = replicas // pipelines  # batches a step from each pipeline
@@ -253,16 +261,16 @@ def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (3, 1), (4, 2)])
 def test_every_image_is_evaluated_once(replicas, pipelines, digits):
-    images, labels = collect(data.evaluation_batches(digits, "test", 8, 50))
+    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
     shares = [
-        data.evaluation_batches(
+        pipeline.evaluation_batches(
             digits,
             "test",
             8,
             50,
-            share=data.Share(replicas, pipelines, pipeline),
+            shard=InputShard(replicas, pipelines, number),
         )
-        for pipeline in range(pipelines)
+        for number in range(pipelines)
     ]
     # As many batches for everyone, or some would wait for ever.
     counts = {sum(1 for _ in share) for share in shares}
@@ -281,10 +289,12 @@ def test_bad_images_are_named_and_left_out(folder):
     whole = bad_name.read_bytes()
     bad_name.write_bytes(whole[: len(whole) // 2])
     (folder / "val" / "dark" / "0.png").write_text("no image")
-    found = data.open_dataset(str(folder))
+    found = datasets.open_dataset(str(folder))
     recipe = dataclasses.replace(RECIPE, batch_size=4)
-    bad = data.BadImages(skip=True)
-    images, labels = collect(data.training_batches(found, recipe, 0, bad=bad))
+    bad = pipeline.BadImages(skip=True)
+    images, labels = collect(
+        pipeline.training_batches(found, recipe, 0, bad=bad)
+    )
     assert bad.names == [str(bad_name)]
     assert np.bincount(labels).tolist() == [4, 3, 4]
     # Flat colours: none is half an image.
@@ -292,7 +302,7 @@ def test_bad_images_are_named_and_left_out(folder):
     bad.check()
     # The others are where they would have been.
     bad_name.write_bytes(whole)
-    all_images, _ = collect(data.training_batches(found, recipe, 0))
+    all_images, _ = collect(pipeline.training_batches(found, recipe, 0))
     kept = [
         x.tobytes()
         for x in all_images
@@ -300,8 +310,10 @@ def test_bad_images_are_named_and_left_out(folder):
     ]
     assert [x.tobytes() for x in images] == kept
 
-    bad = data.BadImages()
-    _, labels = collect(data.evaluation_batches(found, "val", 8, 4, bad=bad))
+    bad = pipeline.BadImages()
+    _, labels = collect(
+        pipeline.evaluation_batches(found, "val", 8, 4, bad=bad)
+    )
     assert len(labels) == 5
     with pytest.raises(ValueError, match="cannot decode .*val/dark/0.png"):
         bad.check()
@@ -325,11 +337,11 @@ def test_modern_augmentation_of_photographs(tmp_path):
         color_jitter=0.4,
         lighting=0.1,
     )
-    found = data.open_dataset(str(tmp_path))
-    bad = data.BadImages()
+    found = datasets.open_dataset(str(tmp_path))
+    bad = pipeline.BadImages()
     one, again, other = (
         list(
-            data.training_batches(
+            pipeline.training_batches(
                 found, recipe, epoch, bad=bad
             ).as_numpy_iterator()
         )
@@ -354,13 +366,13 @@ def test_windows_of_jpegs_are_windows_of_the_image(tmp_path):
     photo = load_sample_images().images[0]
     Image.fromarray(photo).save(tmp_path / "x.jpg")
     encoded = tf.io.read_file(str(tmp_path / "x.jpg"))
-    whole = data.decode(encoded).numpy()
+    whole = decode(encoded).numpy()
     for i in range(5):
         seed = tf.constant([i, 0])
         top, left, height, width = augment.random_window(
             whole.shape, 0.08, seed
         ).numpy()
-        part = data._decode_window(encoded, 0.08, seed).numpy()
+        part = pipeline._decode_window(encoded, 0.08, seed).numpy()
         expected = whole[top : top + height, left : left + width]
         # At the edges, colours are interpolated from one side only.
         inner = slice(2, -2)

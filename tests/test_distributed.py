@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from keras_resnext.training import Recipe
-from keras_resnext.training.workdir import Run
+from keras_resnext.training.run import Run
 from tests import training_process as process
 
 # Replicas add up in another order, so that losses part by the rounding of
@@ -58,7 +58,7 @@ def adamw(sgd):
         optimizer="adamw",
         base_lr=0.1,
         weight_decay=0.05,
-        clip_norm=0.5,
+        global_clipnorm=0.5,
         ema_decay=0.9,
     )
 
@@ -91,7 +91,7 @@ def undisturbed(recipe, tmp_path_factory):
 
 def assert_same_history(run, expected, **tolerance):
     for found, wanted in zip(run.history, expected.history, strict=True):
-        for key in ("loss", "held_out_loss", "held_out_accuracy"):
+        for key in ("loss", "val_loss", "val_accuracy"):
             np.testing.assert_allclose(found[key], wanted[key], **tolerance)
 
 
@@ -200,13 +200,15 @@ def test_accumulation_is_the_whole_batch(sgd, tmp_path):
     frozen = dataclasses.replace(
         sgd,
         weights=str(tmp_path / "source" / "model.keras"),
-        freeze="conv4",
+        freeze_until="conv4",
         base_lr=0.01,
     )
     whole, parts = (
         process.finish(
             process.start(
-                dataclasses.replace(frozen, accumulate=accumulate),
+                dataclasses.replace(
+                    frozen, gradient_accumulation_steps=accumulate
+                ),
                 tmp_path / str(accumulate),
                 strategy="one",
                 float64=True,
@@ -226,7 +228,7 @@ def test_steps_in_one_call_are_the_same(recipe, undisturbed, tmp_path):
             recipe,
             tmp_path,
             strategy="one",
-            steps_per_call=3,
+            steps_per_execution=3,
             deterministic=True,
         )
     )

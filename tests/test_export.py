@@ -26,14 +26,14 @@ from keras_resnext.export import artifact
 from keras_resnext.export import flatbuffer
 from keras_resnext.export.flatbuffer import operators
 from keras_resnext.export.graph import ExportGraph
-from keras_resnext.export.graph import classifies
-from keras_resnext.export.graph import output_names
 from keras_resnext.export.graph import resize_then_crop
 from keras_resnext.export.runtimes import median_latency
 from keras_resnext.export.tflite import check_operators
-from keras_resnext.layers import use_convolution_path
+from keras_resnext.inspection import classifies
+from keras_resnext.inspection import output_names
+from keras_resnext.layers import use_conv_implementation
 from keras_resnext.preprocessing import resize_and_crop
-from keras_resnext.resnext import build
+from keras_resnext.variants import build
 from keras_resnext.weights.transform import resize_crop_normalize
 from tests.conftest import randomize
 
@@ -309,7 +309,7 @@ def test_grouped_convolutions_stay_whole_whatever_the_machine(
     name, small_model, pixels, tmp_path
 ):
     path = tmp_path / "m"
-    with use_convolution_path("split"):
+    with use_conv_implementation("split"):
         EXPORTERS[name](small_model, path, images=pixels)
     if name == "tflite":
         count = operators(path).count("CONV_2D")
@@ -467,7 +467,9 @@ def test_a_quantized_file_that_sees_something_else(
             calibration=calibration,
             images=crops,
             limits=artifact.Limits(
-                image_correlation=artifact.LIMITS[quantize].image_correlation
+                centred_correlation=artifact.LIMITS[
+                    quantize
+                ].centred_correlation
             ),
         )
     assert found.value.measured["correlation"] > 0.9
@@ -477,18 +479,18 @@ def test_a_quantized_file_that_sees_something_else(
 def test_limits():
     within = {
         "correlation": 0.95,
-        "image_correlation": None,
+        "centred_correlation": None,
         "top1_agreement": 0.5,
     }
     assert artifact.beyond(export.Limits(), 5.0, within) == []
     limits = export.Limits(
         logit_difference=0.1,
         correlation=0.99,
-        image_correlation=0.9,
+        centred_correlation=0.9,
         top1_agreement=0.75,
     )
     assert len(artifact.beyond(limits, 0.2, within)) == 3
-    seen = within | {"image_correlation": 0.5}
+    seen = within | {"centred_correlation": 0.5}
     words = artifact.beyond(limits, float("nan"), seen)
     for word, what in zip(
         words,
@@ -517,7 +519,7 @@ def test_no_number_in_any_output_passes(small_model):
     limits = artifact.LIMITS[None]
     same = artifact.compare(model, expected, expected, scales)
     assert artifact.beyond(limits, same[1], same[0]) == []
-    assert same[0]["image_correlation"] == pytest.approx(1)
+    assert same[0]["centred_correlation"] == pytest.approx(1)
     for name in names:
         found = expected | {name: expected[name] * np.nan}
         agreement, relative = artifact.compare(model, expected, found, scales)
@@ -533,7 +535,7 @@ def test_outputs_that_never_change(small_model):
     for found, correlation in ((near, 1), (far, 0)):
         same, _ = artifact.compare(small_model, expected, found, scales)
         assert same["correlation"] == correlation
-        assert same["image_correlation"] is None
+        assert same["centred_correlation"] is None
 
 
 def test_padding_before_a_pool_stays_where_values_can_be_negative(tmp_path):
@@ -722,27 +724,29 @@ def crops():
     return np.stack(found).astype("float32")
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_onnx_has_nothing_to_spare(layout, crops, tmp_path):
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_onnx_has_nothing_to_spare(data_format, crops, tmp_path):
     """One Conv a convolution; padding is theirs; images are turned once."""
     path = tmp_path / "m.onnx"
-    export.to_onnx(imagenet_model(), path, images=crops, layout=layout)
+    export.to_onnx(
+        imagenet_model(), path, images=crops, data_format=data_format
+    )
     proto = onnx.load(path)
     counts = collections.Counter(node.op_type for node in proto.graph.node)
     # 1 stem, 5 blocks of 3, 4 projections.
     assert counts["Conv"] == 20
     assert counts["Pad"] == 0
-    assert counts["Transpose"] == (1 if layout == "NHWC" else 0)
+    assert counts["Transpose"] == (1 if data_format == "NHWC" else 0)
     assert counts["MaxPool"] == counts["GlobalAveragePool"] == 1
     properties = {p.key: p.value for p in proto.metadata_props}
-    assert properties["layout"] == layout
+    assert properties["data_format"] == data_format
     assert properties["source"].startswith("resnext17_4x4d, keras_resnext 0")
     assert "RGB pixels in [0, 255]" in properties["input"]
     shape = [
         d.dim_param or d.dim_value
         for d in proto.graph.input[0].type.tensor_type.shape.dim
     ]
-    sides = [64, 64, 3] if layout == "NHWC" else [3, 64, 64]
+    sides = [64, 64, 3] if data_format == "NHWC" else [3, 64, 64]
     assert shape == ["batch", *sides]
 
 
@@ -1049,7 +1053,7 @@ def test_opencv_reads_onnx(quantize, small_model, pixels, tmp_path):
     found = export.to_onnx(
         small_model,
         path,
-        layout="NCHW",
+        data_format="NCHW",
         quantize=quantize,
         calibration=pixels[:4] if quantize else None,
         images=pixels[4:],

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 import keras_resnext
 from keras_resnext.blocks import TRANSFORMS
-from keras_resnext.forms import convert_form
-from keras_resnext.forms import fold_batch_norm
-from keras_resnext.forms import to_stock_layers
+from keras_resnext.rewrite.folding import fold_batch_norm
+from keras_resnext.rewrite.forms import convert_form
+from keras_resnext.rewrite.stock import to_stock_layers
 from tests.conftest import randomize
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
-from keras_resnext.layers import convolution_path
-from keras_resnext.layers import use_convolution_path
+from keras_resnext.layers import conv_implementation
+from keras_resnext.layers import use_conv_implementation
 
 CHANNELS, FILTERS = 8, 16
 # Unit roundoff: half a unit in the last of 24, 8 and 11 bits.
@@ -105,10 +105,10 @@ def test_outputs_and_gradients(groups, stride, padding, dtype):
 @pytest.mark.parametrize("path", ["native", "split"])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_both_paths_compute_the_same(path, dilation):
-    if path == "native" and convolution_path() != "native":
+    if path == "native" and conv_implementation() != "native":
         pytest.skip("no native gradient in this process")
     layer, inputs, kernel, wide = problem(4, 1, "same", "float32", dilation)
-    with use_convolution_path(path):
+    with use_conv_implementation(path):
         found = with_gradients(layer.convolution_op, inputs, kernel, wide[2])
 
     def convolve(x, k):
@@ -126,7 +126,7 @@ def test_inside_a_compiled_model(path, stride):
     def compiled(inputs, kernel):
         return with_gradients(layer.convolution_op, inputs, kernel, wide[2])
 
-    with use_convolution_path(path):
+    with use_conv_implementation(path):
         found = compiled(inputs, kernel)
         program = compiled.experimental_get_compiler_ir(inputs, kernel)("hlo")
 
@@ -214,7 +214,7 @@ def test_path_is_probed_for_each_dtype():
             expected = "native"
         except tf.errors.OpError:
             expected = "split"
-        assert convolution_path(dtype) == expected
+        assert conv_implementation(dtype) == expected
 
 
 @pytest.mark.parametrize(("onednn", "path"), [("0", "split"), ("1", "native")])
@@ -222,7 +222,7 @@ def test_path_follows_onednn(onednn, path):
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("oneDNN's switch is tested on x86")
     script = (
-        "from keras_resnext.layers import convolution_path as path;"
+        "from keras_resnext.layers import conv_implementation as path;"
         "print(path('float32'))"
     )
     outer = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
@@ -242,18 +242,18 @@ def test_path_follows_onednn(onednn, path):
 
 
 def test_path_can_be_forced_for_a_while():
-    before = convolution_path()
-    with use_convolution_path("split"):
-        with use_convolution_path("native"):
-            assert convolution_path() == "native"
-        assert convolution_path("bfloat16") == "split"
-    assert convolution_path() == before
+    before = conv_implementation()
+    with use_conv_implementation("split"):
+        with use_conv_implementation("native"):
+            assert conv_implementation() == "native"
+        assert conv_implementation("bfloat16") == "split"
+    assert conv_implementation() == before
 
 
 def test_unknown_path_is_refused():
     with (
         pytest.raises(ValueError, match="`path` must be"),
-        use_convolution_path("fast"),
+        use_conv_implementation("fast"),
     ):
         pass
 

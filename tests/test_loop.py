@@ -1,4 +1,4 @@
-"""The whole loop, on three flat colours and a toy net."""
+"""The whole trainer, on three flat colours and a toy net."""
 
 import dataclasses
 import json
@@ -15,15 +15,15 @@ from PIL import Image
 from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
 from keras_resnext.training import evaluate
-from keras_resnext.training import loop
 from keras_resnext.training import train
-from keras_resnext.training.data import evaluation_batches
-from keras_resnext.training.data import open_dataset
+from keras_resnext.training import trainer
+from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.optimizer import make_optimizer
+from keras_resnext.training.pipeline import evaluation_batches
+from keras_resnext.training.run import ModelMetadata
+from keras_resnext.training.run import Run
+from keras_resnext.training.run import read_metadata
 from keras_resnext.training.step import make_train_steps
-from keras_resnext.training.workdir import Notes
-from keras_resnext.training.workdir import Run
-from keras_resnext.training.workdir import read_notes
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_run_is_written_down(run, recipe):
 
 
 def test_best_model_is_the_best_epochs(run, folder):
-    best = max(entry["held_out_accuracy"] for entry in run.history)
+    best = max(entry["val_accuracy"] for entry in run.history)
     model = keras.saving.load_model(run.best_model_file)
     assert evaluate(model, str(folder)).accuracy == pytest.approx(best)
 
@@ -97,8 +97,8 @@ def test_tensorboard_has_the_history(run):
             found.setdefault(value.tag, []).append(
                 (event.step, tf.make_ndarray(value.tensor).item())
             )
-    losses = [(3 * e["epoch"], e["held_out_loss"]) for e in run.history]
-    np.testing.assert_allclose(found["held_out/loss"], losses, rtol=1e-6)
+    losses = [(3 * e["epoch"], e["val_loss"]) for e in run.history]
+    np.testing.assert_allclose(found["val/loss"], losses, rtol=1e-6)
     assert [step for step, _ in found["learning_rate"]] == list(range(1, 10))
 
 
@@ -119,8 +119,8 @@ def test_evaluation_counts_every_image_and_agrees_with_keras(run, folder):
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.accuracy == pytest.approx(accuracy)
     last = run.history[-1]
-    assert last["held_out_loss"] == pytest.approx(loss, rel=1e-5)
-    assert last["held_out_accuracy"] == pytest.approx(accuracy)
+    assert last["val_loss"] == pytest.approx(loss, rel=1e-5)
+    assert last["val_accuracy"] == pytest.approx(accuracy)
 
 
 def test_resuming_ends_where_an_unbroken_run_ends(run, recipe, tmp_path):
@@ -204,7 +204,7 @@ def test_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch):
     def broken_step(*_, **__):
         return lambda *_: tf.constant([np.nan, 0, 8, 0, 0])
 
-    monkeypatch.setattr(loop.steps, "make_train_steps", broken_step)
+    monkeypatch.setattr(trainer.steps, "make_train_steps", broken_step)
     with pytest.raises(RuntimeError, match="not finite in step 1 .epoch 1"):
         train(recipe, tmp_path / "x")
     assert not (tmp_path / "x" / "model.keras").exists()
@@ -280,9 +280,11 @@ def step_once(model, optimizer, recipe, images, targets, weights):
     return steps(iter(batches), 1, tf.constant(0.0)).numpy()
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_step_follows_the_gradient_of_the_mean_loss(accumulate, clip_norm):
+@pytest.mark.parametrize("global_clipnorm", [0.0, 0.05])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_step_follows_the_gradient_of_the_mean_loss(
+    accumulate, global_clipnorm
+):
     """One plain SGD step, against the gradient written out."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
@@ -295,9 +297,9 @@ def test_step_follows_the_gradient_of_the_mean_loss(accumulate, clip_norm):
     weights = np.array([1, 1, 0, 1, 1, 1.0])  # one could not be decoded
     recipe = Recipe(
         batch_size=6,
-        accumulate=accumulate,
+        gradient_accumulation_steps=accumulate,
         label_smoothing=0.1,
-        clip_norm=clip_norm,
+        global_clipnorm=global_clipnorm,
     )
     loss, correct, images, waited, stops = step_once(
         model, optimizer, recipe, x, np.eye(3)[y], weights
@@ -315,7 +317,7 @@ def test_step_follows_the_gradient_of_the_mean_loss(accumulate, clip_norm):
     gradients = x.T @ error, error.sum(0)
     norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
     assert norm > 0.05
-    factor = min(1, clip_norm / norm) if clip_norm else 1
+    factor = min(1, global_clipnorm / norm) if global_clipnorm else 1
     for found, before, gradient in zip(
         model.get_weights(), (kernel, bias), gradients, strict=True
     ):
@@ -334,7 +336,7 @@ def scaled_float16_step(images):
     recipe = Recipe(
         batch_size=6,
         precision="mixed_float16",
-        clip_norm=1.0,
+        global_clipnorm=1.0,
         warmup_epochs=0.0,
     )
     optimizer = make_optimizer(recipe, 4, model.trainable_variables)
@@ -395,7 +397,7 @@ def test_weight_decay_is_pytorchs(decay_all, optimizer):
         decay_all=decay_all,
         warmup_epochs=0.0,
         schedule="step",
-        drop_epochs=(99,),
+        milestones=(99,),
         momentum=0.9,
         head_lr_factor=2.0,
     )
@@ -465,7 +467,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
         recipe, epochs=1, ema_decay=0.8, warmup_epochs=0.0
     )
     seen = []
-    original = loop._Training._progress
+    original = trainer._Training._progress
 
     def spy(self, *arguments):
         if int(self.step):
@@ -473,7 +475,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
         return original(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Training, "_progress", spy)
+        patch.setattr(trainer._Training, "_progress", spy)
         run = train(averaging, tmp_path / "x")
     averages = seen[0]
     for weights in seen[1:]:
@@ -485,9 +487,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(recipe, tmp_path):
     for found, wanted in zip(model.get_weights(), averages, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     result = evaluate(model, recipe.dataset)
-    assert result.loss == pytest.approx(
-        run.history[-1]["held_out_loss"], rel=1e-4
-    )
+    assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
@@ -498,7 +498,7 @@ def test_frozen_parts_and_published_weights_stay(
         recipe,
         ema_decay=ema_decay,
         weights=str(run.model_file),
-        freeze="conv3",
+        freeze_until="conv3",
         epochs=1,
         warmup_epochs=0.0,
     )
@@ -517,37 +517,43 @@ def test_frozen_parts_and_published_weights_stay(
         )
         part = layer.name.partition("_")[0]
         assert same == (part in ("conv1", "conv2", "conv3")), layer.name
-    wrong = dataclasses.replace(tuned, freeze="conv9")
+    wrong = dataclasses.replace(tuned, freeze_until="conv9")
     with pytest.raises(ValueError, match="conv1, conv2, .*got 'conv9'"):
         train(wrong, tmp_path / "y")
 
 
 def test_trained_small_and_evaluated_large(recipe, tmp_path):
     larger = dataclasses.replace(
-        recipe, epochs=1, warmup_epochs=0.0, eval_image_size=12, eval_crop=0.8
+        recipe, epochs=1, warmup_epochs=0.0, eval_image_size=12, crop_pct=0.8
     )
     run = train(larger, tmp_path / "x")
     model = run.load_model()
     assert model.input_shape == (None, 12, 12, 3)
     result = evaluate(model, recipe.dataset, crop=0.8)
-    assert result.loss == pytest.approx(
-        run.history[-1]["held_out_loss"], rel=1e-4
-    )
+    assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"precision": "mixed_bfloat16"},
-        {"precision": "mixed_float16", "clip_norm": 1.0},
-        {"optimizer": "adamw", "accumulate": 2, "ema_decay": 0.9},
+        {"precision": "mixed_float16", "global_clipnorm": 1.0},
+        {
+            "optimizer": "adamw",
+            "gradient_accumulation_steps": 2,
+            "ema_decay": 0.9,
+        },
         {"mixup": 0.2, "cutmix": 1.0, "random_erasing": 0.3},
-        {"form": "concatenated", "trivial_augment": True, "crop_area": 0.3},
+        {
+            "form": "concatenated",
+            "trivial_augment": True,
+            "random_resized_crop_scale": 0.3,
+        },
     ],
 )
 def test_other_recipes_train(changes, recipe, tmp_path):
     run = train(dataclasses.replace(recipe, **changes), tmp_path / "x")
-    assert all(np.isfinite(e["held_out_loss"]) for e in run.history)
+    assert all(np.isfinite(e["val_loss"]) for e in run.history)
     assert run.load_model().dtype_policy.name == "float32"
 
 
@@ -579,9 +585,9 @@ def test_images_that_cannot_be_decoded(recipe, folder, tmp_path):
 
 def test_models_know_their_classes_and_crop(run, recipe, tmp_path):
     for file in (run.model_file, run.best_model_file):
-        assert read_notes(file) == Notes(["120", "200", "40"], 1.0)
+        assert read_metadata(file) == ModelMetadata(["120", "200", "40"], 1.0)
     keras.saving.load_model(run.model_file).save(tmp_path / "m.keras")
-    assert read_notes(tmp_path / "m.keras") == Notes()
+    assert read_metadata(tmp_path / "m.keras") == ModelMetadata()
 
 
 @pytest.mark.slow
@@ -589,7 +595,7 @@ def test_digits_are_learned(tmp_path):
     """Three seeds of the recipe that `make demo` runs, three minutes."""
     found = [
         train(Recipe(seed=seed), tmp_path / str(seed)).history[-1][
-            "held_out_accuracy"
+            "val_accuracy"
         ]
         for seed in range(3)
     ]
@@ -619,7 +625,7 @@ def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path):
                 np.full(spoiled.trainable_variables[0].shape, np.nan)
             )
 
-    original = loop._build_model
+    original = trainer._build_model
 
     def build(*arguments):
         nonlocal spoiled
@@ -628,7 +634,7 @@ def test_weights_that_are_not_finite_are_not_saved(recipe, tmp_path):
 
     spoiled = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_build_model", build)
+        patch.setattr(trainer, "_build_model", build)
         with pytest.raises(RuntimeError, match="not finite after step 6"):
             train(recipe, tmp_path / "x", on_step=spoil)
     names = [p.name for p in (tmp_path / "x" / "checkpoints").glob("*.index")]
@@ -676,7 +682,10 @@ def test_a_full_disk_loses_nothing(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps_per_call": -1}, "`steps_per_call` must be at least 0"),
+        (
+            {"steps_per_execution": -1},
+            "`steps_per_execution` must be at least 0",
+        ),
         ({"save_every_steps": -1}, "`save_every_steps` must be at least 0"),
         ({"keep": 0}, "`keep` must be at least 1; got 0"),
         ({"on_bad_image": "x"}, '`on_bad_image` must be "error" or "skip"'),

@@ -20,7 +20,7 @@ def figures(monkeypatch):
 
 
 def test_learning_curves_show_the_history(figures):
-    keys = ("loss", "accuracy", "held_out_loss", "held_out_accuracy")
+    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
     history = [
         {"epoch": e, **{key: e + i / 10 for i, key in enumerate(keys)}}
         for e in (1, 2, 3)
@@ -29,7 +29,7 @@ def test_learning_curves_show_the_history(figures):
     losses, accuracies = figures[0].axes
     for ax, key in ((losses, "loss"), (accuracies, "accuracy")):
         training, held_out = ax.lines
-        for line, prefix in ((training, ""), (held_out, "held_out_")):
+        for line, prefix in ((training, ""), (held_out, "val_")):
             expected = [entry[prefix + key] for entry in history]
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == expected

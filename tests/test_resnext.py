@@ -12,14 +12,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_resnext
-from keras_resnext.resnext import build
+from keras_resnext.variants import build
+from keras_resnext.weights.convert import infer_architecture
 from tests import reference
 from tests.conftest import randomize
 from tests.regenerate_golden import GOLDEN
 from tests.regenerate_golden import VARIANTS
-from tests.regenerate_golden import describe
 
 SMALL = {"stem": "cifar", "weights": None, "input_shape": (16, 16, 3)}
 
@@ -120,7 +121,7 @@ def test_layers_are_as_frozen(name):
     If this fails and the change is intended, old weight files no longer
     load: say so in CHANGELOG.md and run `make golden`.
     """
-    assert describe(VARIANTS[name]()) == frozen(name)
+    assert infer_architecture(VARIANTS[name]()) == frozen(name)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,12 @@ def test_builds_on_a_tensor():
 
 
 def test_channels_first_is_the_same_network(small_model):
+    try:
+        tf.nn.conv2d(
+            tf.ones((1, 3, 4, 4)), tf.ones((1, 1, 3, 1)), 1, "SAME", "NCHW"
+        )
+    except tf.errors.UnimplementedError:
+        pytest.skip("TensorFlow without oneDNN convolves channels-last only")
     before = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_first")
     try:

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 from keras_resnext.training import RECIPES
 from keras_resnext.training import evaluate
 from keras_resnext.training import train
-from keras_resnext.training.data import open_dataset
+from keras_resnext.training.datasets import open_dataset
 
 # Three synsets of ImageNet, with their places among the thousand.
 SYNSETS = {"n01440764": 0, "n02099601": 207, "n15075141": 999}
@@ -110,7 +110,7 @@ def test_imagenet_is_trained_on_and_evaluated(imagenet, tmp_path):
         image_size=32,
         batch_size=6,
         epochs=2,
-        drop_epochs=(1,),
+        milestones=(1,),
     )
     run = train(recipe, tmp_path / "run", data_dir=imagenet)
     assert len(run.labels) == 1000
@@ -121,9 +121,7 @@ def test_imagenet_is_trained_on_and_evaluated(imagenet, tmp_path):
     )
     assert result.split == "validation"
     assert result.examples == VALIDATION
-    assert result.loss == pytest.approx(
-        run.history[-1]["held_out_loss"], rel=1e-4
-    )
+    assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
     published = tfds.core.tfds_path("datasets/imagenet2012").joinpath(
         "validation_labels.txt"
     )
@@ -150,7 +148,7 @@ def test_cifar_is_read_as_it_was_written(cifar, without_download, tmp_path):
     data = open_dataset("cifar10", tmp_path)
     data.prepare()
     assert data.labels == names
-    assert data.held_out_split == "test"
+    assert data.val_split == "test"
     assert data.num_examples("train") == 50
     found = {
         image.astype("uint8").tobytes(): label
@@ -168,11 +166,11 @@ def test_cifar_is_trained_on(cifar, without_download, tmp_path):
         model="resnext11_1x4d",
         batch_size=10,
         epochs=2,
-        drop_epochs=(1,),
+        milestones=(1,),
     )
     run = train(recipe, tmp_path / "run", data_dir=tmp_path)
     assert run.labels == cifar[-1]
-    assert np.isfinite([e["held_out_loss"] for e in run.history]).all()
+    assert np.isfinite([e["val_loss"] for e in run.history]).all()
 
 
 def test_imagenet_without_its_archives_says_where_they_go(tmp_path):

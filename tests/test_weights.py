@@ -19,9 +19,9 @@ import pytest
 import tensorflow as tf
 
 import keras_resnext
-from keras_resnext.resnext import build
+from keras_resnext.variants import build
 from keras_resnext.weights import convert
-from keras_resnext.weights import fetch
+from keras_resnext.weights import hub
 from keras_resnext.weights.registry import APACHE
 from keras_resnext.weights.registry import BSD
 from keras_resnext.weights.registry import NON_COMMERCIAL
@@ -700,7 +700,7 @@ def plain(server, monkeypatch):
 def test_a_cut_download_goes_on(server, plain):
     record, path = plain
     server.faults = ["cut", "cut"]
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
     starts = [start for command, _, start in server.requests]
     assert starts == sorted(starts)
     assert starts[0] == 0 < starts[1] < starts[2]
@@ -708,10 +708,10 @@ def test_a_cut_download_goes_on(server, plain):
 
 def test_a_cut_download_goes_on_in_the_next_call(server, plain):
     record, path = plain
-    server.faults = ["cut"] * fetch.ATTEMPTS
+    server.faults = ["cut"] * hub.ATTEMPTS
     with pytest.raises(ConnectionError, match="ended after .* of 3000000"):
-        fetch.fetch(record)
-    found = fetch.fetch(record)
+        hub.fetch(record)
+    found = hub.fetch(record)
     assert found.read_bytes() == path.read_bytes()
     assert server.requests[-1][2] > 1_500_000
     # Nothing is left beside it but the lock.
@@ -724,18 +724,18 @@ def test_errors_of_the_server_are_said(status, server, plain):
     with pytest.raises(
         ConnectionError, match=f"cannot be downloaded.*{status}"
     ):
-        fetch.fetch(plain[0])
+        hub.fetch(plain[0])
     assert len(server.requests) == 1
 
 
 def test_a_server_that_recovers(server, plain):
     record, path = plain
     server.faults = [500, 503]
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
-    server.faults = [500] * fetch.ATTEMPTS
-    fetch.fetch(record).unlink()
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
+    server.faults = [500] * hub.ATTEMPTS
+    hub.fetch(record).unlink()
     with pytest.raises(ConnectionError, match="500"):
-        fetch.fetch(record)
+        hub.fetch(record)
 
 
 def test_another_file_is_refused_and_removed(server, plain):
@@ -743,15 +743,15 @@ def test_another_file_is_refused_and_removed(server, plain):
     right = path.read_bytes()
     path.write_text("<html>Please sign in</html>")
     with pytest.raises(ValueError, match=f"sha256 is {record.sha256}; its own"):
-        fetch.fetch(record)
+        hub.fetch(record)
     path.write_bytes(right)
-    found = fetch.fetch(record)
+    found = hub.fetch(record)
     assert found.read_bytes() == right
     # One that is changed in the cache is not used either.
     found.write_bytes(right[:-1])
     with pytest.raises(ValueError, match="It was removed"):
-        fetch.fetch(record)
-    assert fetch.fetch(record).read_bytes() == right
+        hub.fetch(record)
+    assert hub.fetch(record).read_bytes() == right
 
 
 def test_the_hubs_files_are_checked_too(server):
@@ -760,15 +760,15 @@ def test_the_hubs_files_are_checked_too(server):
     path = server.folder / record.address / "model.safetensors"
     path.parent.mkdir(parents=True)
     write(path, tensors)
-    found = fetch.fetch(record)
+    found = hub.fetch(record)
     blob = found.resolve()
     assert blob.name == hashlib.sha256(path.read_bytes()).hexdigest()
     changed = bytearray(blob.read_bytes())
     changed[-1] ^= 1
     blob.write_bytes(changed)
     with pytest.raises(ValueError, match=blob.name):
-        fetch.fetch(record)
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+        hub.fetch(record)
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
 
 
 def test_a_mirror_that_states_no_hash(server):
@@ -779,11 +779,11 @@ def test_a_mirror_that_states_no_hash(server):
     path.write_text("<html>Please sign in</html>")
     server.etag = "page"
     with pytest.raises(ValueError, match="a safetensors file.*was removed"):
-        fetch.fetch(record)
+        hub.fetch(record)
     _, tensors = tiny_tensors()
     write(path, tensors)
     server.etag = "weights"
-    found = fetch.fetch(record)
+    found = hub.fetch(record)
     right = path.read_bytes()
     assert found.read_bytes() == right
     # Another one in its place is an error that names both.
@@ -792,16 +792,16 @@ def test_a_mirror_that_states_no_hash(server):
     found.resolve().write_bytes(changed)
     hashes = [hashlib.sha256(x).hexdigest() for x in (right, changed)]
     with pytest.raises(ValueError, match=".*".join(hashes)):
-        fetch.fetch(record)
+        hub.fetch(record)
     # Nor when the mirror has it, however often one asks.
     path.write_bytes(changed)
     server.etag = "changed"
     for _ in range(2):
         with pytest.raises(ValueError, match="first download .noted in"):
-            fetch.fetch(record)
+            hub.fetch(record)
     path.write_bytes(right)
     server.etag = "weights again"
-    assert fetch.fetch(record).read_bytes() == right
+    assert hub.fetch(record).read_bytes() == right
 
 
 def test_a_revision_is_asked_for(server):
@@ -810,13 +810,13 @@ def test_a_revision_is_asked_for(server):
     path.parent.mkdir(parents=True)
     _, tensors = tiny_tensors()
     write(path, tensors)
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
     asked = {path for command, path, _ in server.requests if command == "GET"}
     assert asked == {f"/{record.address}/resolve/v1/model.safetensors"}
     # The pinned one is not "main" in the cache either.
     path.unlink()
     with pytest.raises(ConnectionError):
-        fetch.fetch(keras_resnext.get_weights("resnext50", "a1_in1k"))
+        hub.fetch(keras_resnext.get_weights("resnext50", "a1_in1k"))
     for wrong in ("imagenet1k_v1@v1", "a1_in1k@"):
         with pytest.raises(ValueError, match="Hub's with @ and a revision"):
             keras_resnext.ResNeXt50(weights=wrong)
@@ -825,7 +825,7 @@ def test_a_revision_is_asked_for(server):
 def test_the_hub_not_there(server):
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
     with pytest.raises(ConnectionError, match="not in the cache and cannot"):
-        fetch.fetch(record)
+        hub.fetch(record)
 
 
 @pytest.mark.skipif(
@@ -833,35 +833,35 @@ def test_the_hub_not_there(server):
 )
 def test_a_full_disk(server, plain):
     record, path = plain
-    found = fetch.fetch(record)
+    found = hub.fetch(record)
     found.unlink()
     # Whatever is written there meets a full device.
     found.with_name(found.name + ".partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        fetch.fetch(record)
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+        hub.fetch(record)
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
 
 
 def test_a_cache_that_cannot_be_written(server, plain, monkeypatch):
     record, path = plain
-    found = fetch.fetch(record)
+    found = hub.fetch(record)
 
     # root may write anywhere, so that a mode would stop nobody here.
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(found.parent))
 
     monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
-    assert fetch.fetch(record).read_bytes() == path.read_bytes()
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
     found.unlink()
     with pytest.raises(PermissionError, match="Permission denied"):
-        fetch.fetch(record)
+        hub.fetch(record)
 
 
 def test_two_processes_at_once(server, plain, monkeypatch):
     record, path = plain
     code = (
         "import dataclasses, sys, keras_resnext\n"
-        "from keras_resnext.weights.fetch import fetch\n"
+        "from keras_resnext.weights.hub import fetch\n"
         "record = keras_resnext.get_weights('resnext50', 'imagenet1k_v1')\n"
         "record = dataclasses.replace(record, sha256=sys.argv[1])\n"
         "input()\n"

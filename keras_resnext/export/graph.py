@@ -7,14 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnext.forms import fold_batch_norm
-from keras_resnext.forms import from_stock_layers
-from keras_resnext.forms import layers_of
+from keras_resnext.inspection import classifies
+from keras_resnext.inspection import image_shape
+from keras_resnext.inspection import layers_of
+from keras_resnext.inspection import output_names
 from keras_resnext.preprocessing import IMAGENET_MEAN
 from keras_resnext.preprocessing import IMAGENET_STD
-from keras_resnext.preprocessing import ends_in_softmax
-from keras_resnext.preprocessing import output_layer
 from keras_resnext.preprocessing import preprocess_input
+from keras_resnext.rewrite.folding import fold_batch_norm
+from keras_resnext.rewrite.stock import from_stock_layers
 
 IMAGE = "image"  # the input's name in every format
 
@@ -53,6 +54,11 @@ class ExportGraph:
             # Its variables must be there before a graph is made of it.
             self._preprocess(np.zeros((1, *self.shape), "float32"))
         self.names = output_names(model)
+        if IMAGE in self.names:
+            raise ValueError(
+                f"`model` must not call an output {IMAGE}, as the input is "
+                "called."
+            )
         self.classifies = classifies(model)
         lower = {
             layer.compute_dtype
@@ -210,90 +216,6 @@ def resize_then_crop(image, *, resize_size, image_size, interpolation):
     )
     return tf.image.crop_to_bounding_box(
         image, top, left, image_size, image_size
-    )
-
-
-def image_shape(model):
-    """`(height, width, channels)` of the model's input.
-
-    Raises:
-        ValueError: if it is no model or one of them is not fixed.
-    """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
-    inputs = getattr(model, "inputs", None) or ()
-    shapes = [tuple(tensor.shape[1:]) for tensor in inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0]:
-        raise ValueError(
-            "`model` must have one image input of fixed size; its inputs are "
-            f"{shapes}. Build it with `input_shape`."
-        )
-    return shapes[0]
-
-
-def output_names(model):
-    """What the model's outputs are, in their order.
-
-    `"probabilities"` of a softmax, `"logits"` of a dense layer (`"scores"` if
-    that has another activation), or `"features"`; if there are several, the
-    names of the layers that make them; of a dict, its keys.
-
-    Raises:
-        ValueError: if they are nested, or one is called like the input.
-    """
-    # A sequential model may have none.
-    output = getattr(model, "output", None)
-    if isinstance(output, dict):
-        parts, names = list(output.values()), sorted(output)
-    elif len(model.outputs) > 1:
-        parts, names = output or model.outputs, _layer_names(model)
-    else:
-        parts, names = model.outputs, [_meaning(model)]
-    if not all(isinstance(part, keras.KerasTensor) for part in parts):
-        raise ValueError(
-            "`model` must put out a tensor, or a list or dict of some; "
-            f"{model.name} nests them."
-        )
-    if IMAGE in names:
-        raise ValueError(
-            f"`model` must not call an output {IMAGE}, as the input is called."
-        )
-    return names
-
-
-def _layer_names(model):
-    """A name of its own for each output."""
-    # A sequential model has none; those of a model inside are all its name.
-    names = [str(name) for name in getattr(model, "output_names", ())]
-    if len(set(names)) < len(model.outputs):
-        outputs = range(len(model.outputs))
-        names = [output_layer(model, i).name for i in outputs]
-    if len(set(names)) < len(names):
-        names = [f"{name}_{i}" for i, name in enumerate(names)]
-    return names
-
-
-def _meaning(model):
-    if ends_in_softmax(model):
-        return "probabilities"
-    last = output_layer(model)
-    if not isinstance(last, keras.layers.Dense):
-        return "features"
-    plain = last.activation is keras.activations.linear
-    return "logits" if plain else "scores"
-
-
-def puts_out_probabilities(model):
-    """Whether the only output is that of a softmax, whatever its name."""
-    return len(model.outputs) == 1 and ends_in_softmax(model)
-
-
-def classifies(model):
-    """Whether a model puts out one score for each class."""
-    return (
-        len(model.outputs) == 1
-        and len(model.outputs[0].shape) == 2
-        and _meaning(model) != "features"
     )
 
 

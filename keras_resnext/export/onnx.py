@@ -13,9 +13,9 @@ from keras_resnext.export import artifact
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.extras import require
-from keras_resnext.layers import use_convolution_path
+from keras_resnext.layers import use_conv_implementation
 
-LAYOUTS = ("NHWC", "NCHW")
+DATA_FORMATS = ("NHWC", "NCHW")
 QUANTIZATIONS = (None, "int8")
 _PROTOBUF_BYTES = 2**31  # a message cannot be larger
 # Those of tf2onnx that find something in these graphs, once each. Its own loop
@@ -40,7 +40,7 @@ def to_onnx(
     path: str | os.PathLike,
     *,
     opset: int = 17,
-    layout: str = "NHWC",
+    data_format: str = "NHWC",
     quantize: str | None = None,
     calibration: np.ndarray | None = None,
     preprocessing: str | keras.Layer | None = "imagenet",
@@ -55,14 +55,14 @@ def to_onnx(
     `probabilities` (`logits`, `scores` or `features` of a model that ends in
     those; several, and those of a dict, by their own names).
     Batch norms are folded, and each convolution is one `Conv`. Its metadata
-    have `labels` (a JSON list), `input`, `layout` and `source`.
+    have `labels` (a JSON list), `input`, `data_format` and `source`.
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
         path: File to write.
         opset: ONNX operator set, from 13 to 18. Defaults to 17, the newest
             that keeps GlobalAveragePool through tf2onnx.
-        layout: `"NHWC"`, or `"NCHW"` for images `(batch, channels, height,
+        data_format: `"NHWC"`, or `"NCHW"` for images `(batch, channels, height,
             width)`. Defaults to `"NHWC"`.
         quantize: `"int8"` for weights in signed and activations in unsigned
             eight bits (QDQ), but for the softmax. Defaults to `None`,
@@ -101,7 +101,7 @@ def to_onnx(
     artifact.check_place(path, "onnx", overwrite=overwrite)
     if type(opset) is not int or opset not in range(13, 19):
         raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
-    check_layout(layout)
+    check_data_format(data_format)
     calibration = artifact.check_quantization(
         model, quantize, calibration, QUANTIZATIONS
     )
@@ -109,7 +109,7 @@ def to_onnx(
     artifact.check_bytes(graph, model, _PROTOBUF_BYTES, "ONNX")
     properties = {
         "source": f"{model.name}, keras_resnext {keras_resnext.__version__}",
-        "layout": layout,
+        "data_format": data_format,
         "input": artifact.describe_input(preprocessing),
     }
     if labels := artifact.check_labels(labels, model):
@@ -118,7 +118,7 @@ def to_onnx(
     def write(new):
         import onnx
 
-        proto = _convert(graph, opset, layout)
+        proto = _convert(graph, opset, data_format)
         _fold_padding(proto)
         proto.graph.name = model.name
         onnx.helper.set_model_props(proto, properties)
@@ -132,7 +132,7 @@ def to_onnx(
         if quantize is None:
             onnx.save(proto, new)
         else:
-            _quantize(proto, calibration, layout, new)
+            _quantize(proto, calibration, data_format, new)
 
     return artifact.export(
         model,
@@ -147,17 +147,19 @@ def to_onnx(
     )
 
 
-def check_layout(layout: str) -> None:
-    """Refuse what is no layout of images.
+def check_data_format(data_format: str) -> None:
+    """Refuse what is no data_format of images.
 
     Raises:
-        ValueError: if it is none of `LAYOUTS`.
+        ValueError: if it is none of `DATA_FORMATS`.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be NHWC or NCHW; got {layout!r}.")
+    if data_format not in DATA_FORMATS:
+        raise ValueError(
+            f"`data_format` must be NHWC or NCHW; got {data_format!r}."
+        )
 
 
-def _convert(graph, opset, layout):
+def _convert(graph, opset, data_format):
     """The graph as an `onnx.ModelProto`."""
     import tensorflow as tf
     from tf2onnx import optimizer
@@ -165,7 +167,7 @@ def _convert(graph, opset, layout):
 
     passes = optimizer._get_optimizers()
     # Whatever this machine can differentiate: Conv has groups.
-    with use_convolution_path("native"):
+    with use_conv_implementation("native"):
         definition, image, outputs = graph.frozen(batch=None)
     gc.collect()  # graphs refer to themselves, and hold all weights
     with artifact.quiet("tf2onnx", "tensorflow"), tf.Graph().as_default() as g:
@@ -177,7 +179,7 @@ def _convert(graph, opset, layout):
                 opset=opset,
                 input_names=[image],
                 output_names=list(outputs.values()),
-                inputs_as_nchw=[image] if layout == "NCHW" else None,
+                inputs_as_nchw=[image] if data_format == "NCHW" else None,
                 tensors_to_rename={image: IMAGE}
                 | {tensor: name for name, tensor in outputs.items()},
             )
@@ -275,13 +277,13 @@ def _set_pads(node, pads):
     node.attribute.append(onnx.helper.make_attribute("pads", pads))
 
 
-def _quantize(proto, calibration, layout, path):
+def _quantize(proto, calibration, data_format, path):
     """Write the graph with quantised weights and activations."""
     import onnx
     from onnxruntime import quantization
 
     inputs = calibration
-    if layout == "NCHW":
+    if data_format == "NCHW":
         inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))
 
     class Reader(quantization.CalibrationDataReader):

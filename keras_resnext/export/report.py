@@ -18,12 +18,12 @@ from keras_resnext.export import artifact
 from keras_resnext.export import onnx
 from keras_resnext.export import quantization
 from keras_resnext.export import runtimes
-from keras_resnext.export.artifact import Limits
-from keras_resnext.export.graph import classifies
 from keras_resnext.export.saved_model import to_saved_model
 from keras_resnext.export.tflite import to_tflite
+from keras_resnext.export.verify import Limits
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
+from keras_resnext.inspection import classifies
 
 _REPORT, _PICTURE = "report.json", "report.png"
 _EXPORTERS = {
@@ -45,7 +45,7 @@ QUANTIZATIONS = {
 }
 _AGREEMENT = (
     *("max_logit_difference", "mean_logit_difference", "correlation"),
-    *("image_correlation", "top1_agreement"),
+    *("centred_correlation", "top1_agreement"),
 )
 _CALLS = 50
 _IMAGES = 10  # to take in turn
@@ -120,7 +120,7 @@ def export_files(
     calibration: np.ndarray | None = None,
     labels: Sequence[str] | None = None,
     resize: Callable | None = None,
-    layout: str = "NHWC",
+    data_format: str = "NHWC",
     exclude: int = 0,
     limits: dict[str | None, Limits] | None = None,
     threads: int | None = None,
@@ -141,7 +141,7 @@ def export_files(
         calibration: Pixels that set the ranges of int8.
         labels: Class names. Defaults to `None`.
         resize: See `to_saved_model`.
-        layout: See `to_onnx`.
+        data_format: See `to_onnx`.
         exclude: See `to_tflite`.
         limits: `Limits` by quantisation. Defaults, where there are none, to
             `artifact.LIMITS`.
@@ -164,7 +164,7 @@ def export_files(
     >>> export_files(model, "export", planned)["files"][1]["latency_ms"]
     """
     folder, threads = pathlib.Path(folder), threads or os.cpu_count()
-    onnx.check_layout(layout)
+    onnx.check_data_format(data_format)
     check_places(folder, planned, overwrite=overwrite)
     shown = artifact.noise(model) if images is None else images
     limits = artifact.LIMITS | (limits or {})
@@ -180,7 +180,7 @@ def export_files(
                 "quantize": quantize,
                 "exclude": exclude if quantize in ("dynamic", "int8") else 0,
             },
-            "onnx": {"quantize": quantize, "layout": layout},
+            "onnx": {"quantize": quantize, "data_format": data_format},
         }[format]
         if quantize == "int8":
             options["calibration"] = calibration
@@ -388,14 +388,14 @@ def _cells(line, keras_accuracy):
 
     difference = limits.get("logit_difference")
     most = "" if difference is None else f"≤ {difference:g} of the largest"
-    changes = at_least("image_correlation", "g")
+    changes = at_least("centred_correlation", "g")
     others = "" if keras_accuracy is None else f"{keras_accuracy:.4f}"
     return [
         "passed" if line["passed"] else "FAILED",
         shown("max_logit_difference", ".2g", most),
         shown("mean_logit_difference", ".2g"),
         shown("correlation", ".6f", at_least("correlation", "g")),
-        shown("image_correlation", ".6f", changes),
+        shown("centred_correlation", ".6f", changes),
         shown("top1_agreement", ".2%", at_least("top1_agreement", ".2%")),
         shown("accuracy", ".4f", others),
     ]

@@ -73,7 +73,7 @@ def open_onnx(path, threads=None):
     )
     names = [output.name for output in session.get_outputs()]
     properties = session.get_modelmeta().custom_metadata_map
-    channels_first = properties.get("layout") == "NCHW"
+    channels_first = properties.get("data_format") == "NCHW"
 
     def run(images):
         images = np.asarray(images, "float32")

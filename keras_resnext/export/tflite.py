@@ -15,7 +15,6 @@ from keras_resnext.export import artifact
 from keras_resnext.export import flatbuffer
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
-from keras_resnext.export.graph import puts_out_probabilities
 from keras_resnext.export.metadata import LABELS_FILE
 from keras_resnext.export.metadata import image_classifier_metadata
 from keras_resnext.export.quantization import QUANTIZATIONS
@@ -23,7 +22,8 @@ from keras_resnext.export.quantization import layer_errors
 from keras_resnext.export.quantization import quantize_tflite
 from keras_resnext.export.saved_model import write_saved_model
 from keras_resnext.extras import require
-from keras_resnext.layers import use_convolution_path
+from keras_resnext.inspection import puts_out_probabilities
+from keras_resnext.layers import use_conv_implementation
 
 INPUT_DTYPES = ("float32", "uint8")
 _FLATBUFFER_BYTES = 2**31  # offsets are signed
@@ -178,7 +178,7 @@ def _convert(graph, dtype):
     # Whatever this machine can differentiate: CONV_2D has groups.
     with (
         tempfile.TemporaryDirectory() as folder,
-        use_convolution_path("native"),
+        use_conv_implementation("native"),
     ):
         saved = Path(folder) / "saved_model"
         write_saved_model(graph, saved, batch=1, dtype=dtype)

@@ -7,18 +7,31 @@ from keras_resnext.training.recipe import RECIPES as RECIPES
 from keras_resnext.training.recipe import Recipe as Recipe
 
 if typing.TYPE_CHECKING:
-    from keras_resnext.training.loop import TrainingStoppedError
-    from keras_resnext.training.loop import evaluate
-    from keras_resnext.training.loop import train
+    from keras_resnext.training.evaluation import Evaluation as Evaluation
+    from keras_resnext.training.evaluation import evaluate as evaluate
+    from keras_resnext.training.run import Run as Run
+    from keras_resnext.training.trainer import (
+        TrainingStoppedError as TrainingStoppedError,
+    )
+    from keras_resnext.training.trainer import train as train
 
-__all__ = ["RECIPES", "Recipe", "TrainingStoppedError", "evaluate", "train"]
+# Recipes are read without TensorFlow, which takes seconds to import.
+_HOME = {
+    "Evaluation": "evaluation",
+    "Run": "run",
+    "TrainingStoppedError": "trainer",
+    "evaluate": "evaluation",
+    "train": "trainer",
+}
+
+__all__ = ["RECIPES", "Recipe", *_HOME]
 
 
 def __getattr__(name):
-    # Recipes are read without TensorFlow, which takes seconds to import.
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from keras_resnext.extras import require_tensorflow
 
     require_tensorflow("Training")
-    return getattr(importlib.import_module(f"{__name__}.loop"), name)
+    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    return getattr(module, name)

@@ -23,7 +23,7 @@ class MovingAverage:
 
     >>> average = MovingAverage(model, 0.999, begin=100)
     >>> average.update(optimizer.iterations)  # in each step, at its end
-    >>> with average.in_place():
+    >>> with average.swapped_in():
     ...     model.save("model.keras")
     """
 
@@ -54,7 +54,7 @@ class MovingAverage:
             average.assign_add(tf.cast(share, variable.dtype) * difference)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The average in the model's variables, as long as this lasts.
 
         Replicas must have the same numbers: they all get the first one's back.

@@ -76,14 +76,14 @@ class RatedSGD(_Rates, SGD):
     taken off the weights themselves.
     """
 
-    def __init__(self, *, gradient_decay, **arguments):
+    def __init__(self, *, l2_weight_decay, **arguments):
         super().__init__(**arguments)
-        self.gradient_decay = gradient_decay
+        self.l2_weight_decay = l2_weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
         """Move one `tf.Variable` along its gradient."""
-        if self.gradient_decay and self._use_weight_decay(variable):
-            gradient += self.gradient_decay * tf.cast(variable, gradient.dtype)
+        if self.l2_weight_decay and self._use_weight_decay(variable):
+            gradient += self.l2_weight_decay * tf.cast(variable, gradient.dtype)
         learning_rate = self._rate(variable, learning_rate)
         super().update_step(gradient, variable, learning_rate)
 
@@ -91,17 +91,17 @@ class RatedSGD(_Rates, SGD):
 class RatedAdamW(_Rates, keras.optimizers.Adam):
     """AdamW whose weight decay has each variable's rate, as PyTorch's."""
 
-    def __init__(self, *, rated_decay, **arguments):
+    def __init__(self, *, decoupled_weight_decay, **arguments):
         super().__init__(**arguments)
-        self.rated_decay = rated_decay
+        self.decoupled_weight_decay = decoupled_weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
         """Move one `tf.Variable` along its gradient."""
         learning_rate = self._rate(variable, learning_rate)
-        if self.rated_decay and self._use_weight_decay(variable):
+        if self.decoupled_weight_decay and self._use_weight_decay(variable):
             with tf.control_dependencies([gradient]):
                 decay = tf.cast(
-                    self.rated_decay * learning_rate, variable.dtype
+                    self.decoupled_weight_decay * learning_rate, variable.dtype
                 )
                 variable.assign_sub(variable * decay)
         super().update_step(gradient, variable, learning_rate)
@@ -129,21 +129,21 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
             recipe.peak_lr,
             warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
             steps=recipe.epochs * steps_per_epoch,
-            drop_steps=[e * steps_per_epoch for e in recipe.drop_epochs],
-            drop_factor=recipe.drop_factor,
+            drop_steps=[e * steps_per_epoch for e in recipe.milestones],
+            gamma=recipe.gamma,
         ),
     }
     if recipe.optimizer == "sgd":
         optimizer = RatedSGD(
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
-            gradient_decay=recipe.weight_decay,
+            l2_weight_decay=recipe.weight_decay,
             **arguments,
         )
     else:
         optimizer = RatedAdamW(
             beta_1=recipe.momentum,
-            rated_decay=recipe.weight_decay,
+            decoupled_weight_decay=recipe.weight_decay,
             **arguments,
         )
     if not recipe.decay_all:
@@ -162,15 +162,15 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Up along a line, then down along a cosine or in steps."""
 
-    def __init__(self, peak, *, warmup_steps, steps, drop_steps, drop_factor):
+    def __init__(self, peak, *, warmup_steps, steps, drop_steps, gamma):
         self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
-        self.drop_steps, self.drop_factor = drop_steps, drop_factor
+        self.drop_steps, self.gamma = drop_steps, gamma
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32)
         if self.drop_steps:
             drops = tf.reduce_sum(tf.cast(step >= self.drop_steps, tf.float32))
-            factor = tf.pow(self.drop_factor, drops)
+            factor = tf.pow(self.gamma, drops)
         else:
             done = step - self.warmup_steps
             share = done / max(1, self.steps - self.warmup_steps)

@@ -29,7 +29,7 @@ def learning_curves(history, path):
     ):
         for prefix, name in (
             ("", "training, as minimised"),
-            ("held_out_", "held out"),
+            ("val_", "held out"),
         ):
             values = [entry[prefix + key] for entry in history]
             ax.plot(epochs, values, marker="o", markersize=3, label=name)

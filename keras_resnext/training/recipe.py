@@ -13,15 +13,21 @@ _CHOICES = {
     "interpolation": ("bilinear", "bicubic"),
 }
 _ABOVE_ZERO = (
-    *("image_size", "batch_size", "accumulate", "epochs", "base_lr"),
-    *("drop_factor", "eval_crop", "head_lr_factor"),
+    *(
+        "image_size",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "epochs",
+        "base_lr",
+    ),
+    *("gamma", "crop_pct", "head_lr_factor"),
 )
 _NOT_BELOW_ZERO = (
-    *("weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix"),
+    *("weight_decay", "global_clipnorm", "crop_padding", "mixup", "cutmix"),
     *("color_jitter", "lighting", "eval_image_size", "seed"),
 )
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
-_SHARES = ("random_erasing", "crop_area", "eval_crop")
+_SHARES = ("random_erasing", "random_resized_crop_scale", "crop_pct")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,31 +41,31 @@ class Recipe:
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
             folder `<split>/<class>/<image>`.
-        model: Name that `keras_resnext.resnext.build` knows.
+        model: Name that `keras_resnext.variants.build` knows.
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.
         residual: Whether blocks have shortcuts.
         image_size: Side of the network's input in training, in pixels.
         batch_size: Images in a step, over all replicas together.
-        accumulate: Parts in which each replica computes its share of a step,
-            one after another, to fit into memory. The update is that of the
-            whole batch; batch norm sees one part at a time.
+        gradient_accumulation_steps: Parts in which each replica computes its
+            share of a step, one after another, to fit into memory. The update
+            is that of the whole batch; batch norm sees one part at a time.
         epochs: Passes over the training split.
         optimizer: `"sgd"` or `"adamw"`.
         base_lr: Peak learning rate for a batch of 256 images; it is scaled in
             proportion to `batch_size` (Goyal et al., arXiv 1706.02677).
         schedule: After the warm-up, `"cosine"` falls to zero along a cosine;
-            `"step"` multiplies by `drop_factor` at each of `drop_epochs`.
+            `"step"` multiplies by `gamma` at each of `milestones`.
         warmup_epochs: Epochs over which the rate rises from zero.
-        drop_epochs: Numbers of finished epochs after which the rate drops.
-        drop_factor: What it is multiplied by then.
+        milestones: Numbers of finished epochs after which the rate drops.
+        gamma: What it is multiplied by then.
         momentum: Of SGD; of AdamW's first moment (beta 1).
         nesterov: Whether SGD's momentum is Nesterov's.
         weight_decay: Decay of kernels: with SGD a part of the gradient, as
             the paper's code and PyTorch have it; with AdamW taken off the
             weights, times the learning rate.
         decay_all: Whether biases and batch norm decay too, as in the paper.
-        clip_norm: Largest norm of all gradients together, after they are
+        global_clipnorm: Largest norm of all gradients together, after they are
             summed over replicas; 0 for no limit.
         ema_decay: Share that the moving average of the weights, and of batch
             norm's statistics, keeps at each step after the warm-up; it is what
@@ -70,9 +76,9 @@ class Recipe:
         sync_batch_norm: Whether replicas share the statistics of a batch.
         crop_padding: Black pixels put around a training image before a random
             crop back to `image_size`; 0 for none.
-        crop_area: Smallest share of an image's area that a random crop of
-            random proportions (3:4 to 4:3) has before it is resized to
-            `image_size`; 0 for the largest centred square instead.
+        random_resized_crop_scale: Smallest share of an image's area that a
+            random crop of random proportions (3:4 to 4:3) has before it is
+            resized to `image_size`; 0 for the largest centred square instead.
         interpolation: How those crops are resized, `"bilinear"` or
             `"bicubic"`.
         flip: Whether half of the training images are mirrored left to right.
@@ -88,11 +94,11 @@ class Recipe:
             batch gets one of them.
         eval_image_size: Side of the network's input in evaluation and in the
             trained model, in pixels; 0 for `image_size`.
-        eval_crop: Share of an image's shorter side that the square evaluated
+        crop_pct: Share of an image's shorter side that the square evaluated
             has; 0.875 is a crop of 224 pixels out of 256.
         weights: What training starts from: a file, a tag of
             `list_weights`, or `"imagenet"`; empty for random weights.
-        freeze: Last part of the network that is not trained, such as
+        freeze_until: Last part of the network that is not trained, such as
             `"conv3"`; with all before it. Empty for none.
         head_lr_factor: Multiple of the learning rate with which the
             classifier is trained.
@@ -117,25 +123,25 @@ class Recipe:
     residual: bool = True
     image_size: int = 16
     batch_size: int = 32
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     epochs: int = 10
     optimizer: str = "sgd"
     base_lr: float = 0.4
     schedule: str = "cosine"
     warmup_epochs: float = 2.0
-    drop_epochs: tuple[int, ...] = ()
-    drop_factor: float = 0.1
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
     decay_all: bool = False
-    clip_norm: float = 0.0
+    global_clipnorm: float = 0.0
     ema_decay: float = 0.0
     label_smoothing: float = 0.1
     precision: str = "float32"
     sync_batch_norm: bool = False
     crop_padding: int = 2
-    crop_area: float = 0.0
+    random_resized_crop_scale: float = 0.0
     interpolation: str = "bilinear"
     flip: bool = False
     color_jitter: float = 0.0
@@ -145,9 +151,9 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     eval_image_size: int = 0
-    eval_crop: float = 1.0
+    crop_pct: float = 1.0
     weights: str = ""
-    freeze: str = ""
+    freeze_until: str = ""
     head_lr_factor: float = 1.0
     seed: int = 0
 
@@ -173,15 +179,15 @@ class Recipe:
             f"at least 0 and less than `epochs`, {self.epochs}",
         )
         self._require(
-            "drop_epochs",
-            (self.schedule == "step") == bool(self.drop_epochs)
-            and list(self.drop_epochs) == sorted(set(self.drop_epochs))
-            and all(0 < e < self.epochs for e in self.drop_epochs),
+            "milestones",
+            (self.schedule == "step") == bool(self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones))
+            and all(0 < e < self.epochs for e in self.milestones),
             "rising numbers below `epochs` with `schedule` step, else empty",
         )
         self._require(
-            "accumulate",
-            self.batch_size % self.accumulate == 0,
+            "gradient_accumulation_steps",
+            self.batch_size % self.gradient_accumulation_steps == 0,
             f"a divisor of `batch_size`, {self.batch_size}",
         )
 
@@ -278,15 +284,15 @@ _IMAGENET_PAPER = Recipe(
     base_lr=0.1,
     schedule="step",
     warmup_epochs=0,
-    drop_epochs=(30, 60, 90),
+    milestones=(30, 60, 90),
     nesterov=False,
     weight_decay=1e-4,
     decay_all=True,
     label_smoothing=0,
     crop_padding=0,
-    crop_area=0.08,
+    random_resized_crop_scale=0.08,
     flip=True,
-    eval_crop=224 / 256,
+    crop_pct=224 / 256,
 )
 # What the appendix states: 0.1 for 128 images, a tenth at 150 and 225.
 _CIFAR_PAPER = Recipe(
@@ -298,7 +304,7 @@ _CIFAR_PAPER = Recipe(
     base_lr=0.1 * 256 / 128,
     schedule="step",
     warmup_epochs=0,
-    drop_epochs=(150, 225),
+    milestones=(150, 225),
     nesterov=False,
     weight_decay=5e-4,
     decay_all=True,
@@ -327,12 +333,12 @@ RECIPES = {
         _IMAGENET_PAPER,
         image_size=176,
         eval_image_size=224,
-        eval_crop=224 / 232,
+        crop_pct=224 / 232,
         batch_size=1024,
         epochs=600,
         base_lr=0.5 * 256 / 1024,
         schedule="cosine",
-        drop_epochs=(),
+        milestones=(),
         warmup_epochs=5,
         weight_decay=2e-5,
         decay_all=False,
@@ -346,6 +352,6 @@ RECIPES = {
     "cifar_paper": _CIFAR_PAPER,
     # As the released code ran: its drops come at ratios of 0.49 and 0.74.
     "cifar_released": dataclasses.replace(
-        _CIFAR_PAPER, nesterov=True, drop_epochs=(147, 222)
+        _CIFAR_PAPER, nesterov=True, milestones=(147, 222)
     ),
 }

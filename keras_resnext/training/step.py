@@ -107,7 +107,9 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
     variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    part_size = recipe.batch_size // replicas // recipe.accumulate
+    part_size = (
+        recipe.batch_size // replicas // recipe.gradient_accumulation_steps
+    )
 
     def differentiate(images, targets, weights):
         with tf.GradientTape() as tape:
@@ -132,7 +134,7 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
         loss = tf.zeros((), model.output.dtype)
         correct = tf.constant(0.0)
         sums = [tf.zeros(v.shape, v.dtype) for v in variables]
-        for part in tf.range(recipe.accumulate):
+        for part in tf.range(recipe.gradient_accumulation_steps):
             first = part * part_size
             images, targets, weights = (
                 tf.ensure_shape(
@@ -147,17 +149,17 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
         return loss, correct, sums
 
     def replica_step(images, targets, weights, stop):
-        whole = recipe.accumulate == 1
+        whole = recipe.gradient_accumulation_steps == 1
         loss, correct, gradients = (differentiate if whole else accumulate)(
             images, targets, weights
         )
-        if recipe.clip_norm or scales_loss:
+        if recipe.global_clipnorm or scales_loss:
             # Keras clips, and looks for numbers that are not finite, before
             # gradients are summed; both must be of the sum.
             context = tf.distribute.get_replica_context()
             gradients = context.all_reduce("SUM", gradients)
-            if recipe.clip_norm:
-                limit = tf.constant(recipe.clip_norm, gradients[0].dtype)
+            if recipe.global_clipnorm:
+                limit = tf.constant(recipe.global_clipnorm, gradients[0].dtype)
                 limit = optimizer.scale_loss(limit)
                 gradients, _ = tf.clip_by_global_norm(gradients, limit)
             # The optimizer adds up the same sum of every replica.
@@ -171,7 +173,7 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
     return replica_step
 
 
-def make_share_statistics(strategy, model, average: MovingAverage):
+def make_sync_batch_stats(strategy, model, average: MovingAverage):
     """Build what gives every replica the mean of their moving statistics.
 
     Each replica's batch norms see its own images. What they note is only
@@ -196,12 +198,12 @@ def make_share_statistics(strategy, model, average: MovingAverage):
                 variable.assign(mean)
 
     @tf.function
-    def share_statistics():
+    def sync_batch_stats():
         strategy.run(share)
 
     if strategy.num_replicas_in_sync == 1:
         return lambda: None
-    return share_statistics
+    return sync_batch_stats
 
 
 def make_classify(model):

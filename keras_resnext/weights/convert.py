@@ -253,7 +253,7 @@ def join_shapes(
     return joined
 
 
-def describe(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
+def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     """The network that a grouped model's weights belong to.
 
     Args:
@@ -265,7 +265,7 @@ def describe(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
 
     Example:
 
-    >>> describe({"conv2_block1_2_conv": [(3, 3, 4, 128)]})
+    >>> infer_architecture({"conv2_block1_2_conv": [(3, 3, 4, 128)]})
     'resnext5_32x4d'
     """
     blocks = {match[0] for match in map(_IN_BLOCK.match, shapes) if match}

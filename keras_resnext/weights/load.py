@@ -9,13 +9,13 @@ import re
 import ml_dtypes
 
 from keras_resnext.weights import convert
-from keras_resnext.weights.fetch import fetch
+from keras_resnext.weights.hub import fetch
 from keras_resnext.weights.read import READERS
 from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.read import require_torch
 from keras_resnext.weights.registry import PUBLISHED
-from keras_resnext.weights.registry import Weights
+from keras_resnext.weights.registry import WeightsRecord
 
 _log = logging.getLogger("keras_resnext")
 _HEAD = "predictions"
@@ -23,7 +23,7 @@ _STEM = "conv1_conv"
 _LAYER = re.compile(r"conv1_(conv|bn)|conv\d+_block\d+_.+|predictions")
 
 
-def list_weights(model: str | None = None) -> list[Weights]:
+def list_weights(model: str | None = None) -> list[WeightsRecord]:
     """The published files, or those of one network.
 
     Args:
@@ -57,7 +57,7 @@ def list_weights(model: str | None = None) -> list[Weights]:
 
 def get_weights(
     model: str, tag: str = "imagenet", include_top: bool = True
-) -> Weights:
+) -> WeightsRecord:
     """The record of a published file.
 
     Args:
@@ -70,7 +70,7 @@ def get_weights(
             is published too. Defaults to `True`.
 
     Returns:
-        A `Weights` record.
+        A `WeightsRecord` record.
 
     Raises:
         ValueError: if there is none; it names those there are.
@@ -116,7 +116,7 @@ def _get_record(model, tag, include_top):
 
 def find_source(
     source: str | os.PathLike, model: str, include_top: bool = True
-) -> pathlib.Path | Weights:
+) -> pathlib.Path | WeightsRecord:
     """What a builder's `weights` means, before anything is built or fetched.
 
     Args:
@@ -135,7 +135,7 @@ def find_source(
     >>> find_source("imagenet", "resnext50_32x4d").tag
     'tv2_in1k'
     """
-    if isinstance(source, Weights):
+    if isinstance(source, WeightsRecord):
         if source.model != _notation(model):
             raise ValueError(
                 f"`weights` must be of {_notation(model)}; got {source.name}."
@@ -181,7 +181,7 @@ def _readable(record):
     return record
 
 
-def load_weights(model, source: str | os.PathLike | Weights) -> None:
+def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
     """Load weights, published or saved, into a model of the builders.
 
     The model may have any form, and it need not have the classifier that the
@@ -209,9 +209,11 @@ def load_weights(model, source: str | os.PathLike | Weights) -> None:
     shapes = convert.join_shapes(
         {x.name: [tuple(w.shape) for w in x.weights] for x in ours}
     )
-    source = find_source(source, convert.describe(shapes), _HEAD in shapes)
+    source = find_source(
+        source, convert.infer_architecture(shapes), _HEAD in shapes
+    )
     path = source
-    if isinstance(source, Weights):
+    if isinstance(source, WeightsRecord):
         path = fetch(source)
         if not source.commercial:
             _log.warning(
@@ -232,7 +234,10 @@ def _fitting(weights, shapes, path, dtypes):
     found = {
         name: [a.shape for a in arrays] for name, arrays in weights.items()
     }
-    theirs, ours = convert.describe(found), convert.describe(shapes)
+    theirs, ours = (
+        convert.infer_architecture(found),
+        convert.infer_architecture(shapes),
+    )
     if theirs != ours:
         raise ValueError(
             f"`weights` must fit the model; {path} holds {theirs}, the model "

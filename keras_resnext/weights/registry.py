@@ -19,7 +19,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightsRecord:
     """A published file of weights.
 
     Attributes:
@@ -252,7 +252,7 @@ def _records():
         # timm evaluates this file of torchvision's otherwise than they do.
         if (model, tag) == ("resnext101_64x4d", "tv_in1k"):
             origin = _V3
-        yield Weights(
+        yield WeightsRecord(
             model=model,
             tag=tag,
             source="huggingface",
@@ -268,7 +268,7 @@ def _records():
             parameters=_PARAMETERS[model],
         )
     for model, version, sha256, resize, top1, top5, origin in _TORCHVISION:
-        yield Weights(
+        yield WeightsRecord(
             model=model,
             tag=f"imagenet1k_v{version}",
             source="torchvision",
@@ -284,7 +284,7 @@ def _records():
             parameters=_PARAMETERS[model],
             sha256=sha256,
         )
-    yield Weights(
+    yield WeightsRecord(
         model="resnext101_32x48d",
         tag="fb_wsl_ig1b_ft_in1k",
         source="torchvision",
@@ -304,7 +304,7 @@ def _records():
     for model, name, md5, md5_without, top1, top5 in _KERAS:
         for include_top in (True, False):
             suffix = "" if include_top else "_notop"
-            yield Weights(
+            yield WeightsRecord(
                 model=model,
                 tag="keras",
                 source="keras-applications",

@@ -15,16 +15,16 @@ from keras_resnext.training.recipe import Recipe
 _NOTES_FILE = "keras_resnext.json"
 
 
-class Notes(typing.NamedTuple):
+class ModelMetadata(typing.NamedTuple):
     """What a `.keras` file of this package knows beside the network.
 
     Args:
         labels: Class names, in the order of the outputs.
-        crop: See `Recipe.eval_crop`.
+        crop: See `Recipe.crop_pct`.
 
     Example:
 
-    >>> read_notes("runs/digits/model.keras").labels[:2]
+    >>> read_metadata("runs/digits/model.keras").labels[:2]
     ['0', '1']
     """
 
@@ -32,18 +32,18 @@ class Notes(typing.NamedTuple):
     crop: float = 1.0
 
 
-def write_notes(path: str | os.PathLike, notes: Notes) -> None:
+def write_metadata(path: str | os.PathLike, notes: ModelMetadata) -> None:
     """Add notes to a `.keras` file, an archive whose other parts Keras reads.
 
     Args:
         path: The file.
-        notes: The `Notes`.
+        notes: The `ModelMetadata`.
     """
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(_NOTES_FILE, json.dumps(notes._asdict()))
 
 
-def read_notes(path: str | os.PathLike) -> Notes:
+def read_metadata(path: str | os.PathLike) -> ModelMetadata:
     """The notes in a `.keras` file; of one from elsewhere, their defaults.
 
     Args:
@@ -51,8 +51,8 @@ def read_notes(path: str | os.PathLike) -> Notes:
     """
     with zipfile.ZipFile(path) as archive:
         if _NOTES_FILE not in archive.namelist():
-            return Notes()
-        return Notes(**json.loads(archive.read(_NOTES_FILE)))
+            return ModelMetadata()
+        return ModelMetadata(**json.loads(archive.read(_NOTES_FILE)))
 
 
 class Run:
@@ -71,7 +71,7 @@ class Run:
     | `learning_curves.png` | the history drawn |
     | `model.keras` | the trained model, once training is done |
 
-    The models know the class names and what was cropped, see `read_notes`.
+    The models know the class names and what was cropped, see `read_metadata`.
 
     Args:
         path: The folder; it need not exist.

@@ -15,32 +15,28 @@ import tensorflow as tf
 
 from keras_resnext.extras import require
 from keras_resnext.files import staged
-from keras_resnext.preprocessing import check_classifier
-from keras_resnext.preprocessing import image_size
 from keras_resnext.preprocessing import preprocess_input
-from keras_resnext.resnext import build
 from keras_resnext.training import plots
 from keras_resnext.training import step as steps
 from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.checkpoints import Checkpoints
-from keras_resnext.training.data import BadImages
-from keras_resnext.training.data import Share
-from keras_resnext.training.data import evaluation_batches
-from keras_resnext.training.data import locate
-from keras_resnext.training.data import open_dataset
-from keras_resnext.training.data import training_batches
+from keras_resnext.training.datasets import locate
+from keras_resnext.training.datasets import open_dataset
+from keras_resnext.training.evaluation import NO_IMAGE_DECODED
+from keras_resnext.training.evaluation import check_on_bad_image
 from keras_resnext.training.optimizer import make_optimizer
+from keras_resnext.training.pipeline import BadImages
+from keras_resnext.training.pipeline import InputShard
+from keras_resnext.training.pipeline import evaluation_batches
+from keras_resnext.training.pipeline import training_batches
 from keras_resnext.training.recipe import Recipe
+from keras_resnext.training.run import ModelMetadata
+from keras_resnext.training.run import Run
+from keras_resnext.training.run import write_metadata
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
-from keras_resnext.training.workdir import Notes
-from keras_resnext.training.workdir import Run
-from keras_resnext.training.workdir import write_notes
-
-_NO_IMAGE_DECODED = (
-    "`dataset` must have images that can be decoded; the split {} has none."
-)
+from keras_resnext.variants import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,56 +76,13 @@ class TrainingStoppedError(RuntimeError):
     exit_status = 128 + signal.SIGTERM  # as of a process that the signal ends
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a model does on a whole split.
-
-    Args:
-        split: Name of the split.
-        loss: Mean cross-entropy, in nats.
-        labels: True classes, int64 `(examples,)`.
-        predictions: Predicted classes, int64 `(examples,)`.
-        in_top5: Whether the true class is among the five most probable, bool
-            `(examples,)`.
-        bad_images: Names of images that could not be decoded and are left
-            out of all of these.
-
-    Example:
-
-    >>> evaluate(model, "digits").accuracy
-    0.9888888888888889
-    """
-
-    split: str
-    loss: float
-    labels: np.ndarray
-    predictions: np.ndarray
-    in_top5: np.ndarray
-    bad_images: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def examples(self):
-        """Number of images seen."""
-        return len(self.labels)
-
-    @property
-    def accuracy(self):
-        """Share of images classified right."""
-        return float(np.mean(self.labels == self.predictions))
-
-    @property
-    def top5_accuracy(self):
-        """Share of images whose class is among the five most probable."""
-        return float(np.mean(self.in_top5))
-
-
 def train(
     recipe: Recipe,
     workdir: str | os.PathLike,
     *,
     strategy: str | tf.distribute.Strategy = "auto",
     data_dir: str | os.PathLike | None = None,
-    steps_per_call: int = 0,
+    steps_per_execution: int = 0,
     save_every_steps: int = 0,
     keep: int = 2,
     on_bad_image: str = "error",
@@ -147,14 +100,14 @@ def train(
 
     Args:
         recipe: A `Recipe`.
-        workdir: Folder of the run, see `keras_resnext.training.workdir.Run`.
+        workdir: Folder of the run, see `keras_resnext.training.run.Run`.
             Several workers share it.
         strategy: Name of a `tf.distribute` strategy, see
             `keras_resnext.training.strategy.make_strategy`, or a strategy.
             Defaults to `"auto"`.
         data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
-        steps_per_call: Steps that run inside TensorFlow's graph before Python
-            sees the loss. Defaults to 0: 1 on CPUs, 10 on GPUs and TPUs.
+        steps_per_execution: Steps that run inside TensorFlow's graph before
+            Python sees the loss. Defaults to 0: 1 on CPUs, 10 on GPUs and TPUs.
         save_every_steps: Steps between checkpoints within an epoch. Defaults
             to 0: at its end only.
         keep: How many of the newest checkpoints are kept. Defaults to 2.
@@ -189,19 +142,20 @@ def train(
     run.check(recipe)
     if run.finished:
         return run
-    _check_options(steps_per_call, save_every_steps, keep, on_bad_image)
+    _check_options(steps_per_execution, save_every_steps, keep, on_bad_image)
     require("matplotlib", extra="train", purpose="The learning curves")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if not isinstance(strategy, tf.distribute.Strategy):
         strategy = make_strategy(strategy)
-    steps_per_call = _steps_per_call(steps_per_call, strategy)
-    parts = strategy.num_replicas_in_sync * recipe.accumulate
+    steps_per_execution = _steps_per_execution(steps_per_execution, strategy)
+    parts = strategy.num_replicas_in_sync * recipe.gradient_accumulation_steps
     if recipe.batch_size % parts:
         raise ValueError(
             f"`batch_size` must be a multiple of the number of replicas, "
-            f"{strategy.num_replicas_in_sync}, times `accumulate`, "
-            f"{recipe.accumulate}; got {recipe.batch_size}."
+            f"{strategy.num_replicas_in_sync}, times "
+            "`gradient_accumulation_steps`, "
+            f"{recipe.gradient_accumulation_steps}; got {recipe.batch_size}."
         )
     data = open_dataset(recipe.dataset, data_dir)
     keras.utils.set_random_seed(recipe.seed)
@@ -229,24 +183,24 @@ def train(
     with _stop_requested() as stop:
         training.run_epochs(
             stop=stop,
-            steps_per_call=steps_per_call,
+            steps_per_execution=steps_per_execution,
             save_every_steps=save_every_steps,
             on_step=on_step or (lambda progress: None),
             on_epoch=on_epoch or (lambda entry: None),
         )
-    _meet(strategy)  # or the run would not yet have what others write
+    _barrier(strategy)  # or the run would not yet have what others write
     return run
 
 
-def _check_options(steps_per_call, save_every_steps, keep, on_bad_image):
+def _check_options(steps_per_execution, save_every_steps, keep, on_bad_image):
     for name, value, least in (
-        ("steps_per_call", steps_per_call, 0),
+        ("steps_per_execution", steps_per_execution, 0),
         ("save_every_steps", save_every_steps, 0),
         ("keep", keep, 1),
     ):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-    _check_on_bad_image(on_bad_image)
+    check_on_bad_image(on_bad_image)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "Training needs image_data_format channels_last (keras.json); "
@@ -254,14 +208,7 @@ def _check_options(steps_per_call, save_every_steps, keep, on_bad_image):
         )
 
 
-def _check_on_bad_image(value):
-    if value not in ("error", "skip"):
-        raise ValueError(
-            f'`on_bad_image` must be "error" or "skip"; got {value!r}.'
-        )
-
-
-def _steps_per_call(wanted, strategy):
+def _steps_per_execution(wanted, strategy):
     gpus = tf.config.list_logical_devices("GPU")
     if gpus or isinstance(strategy, tf.distribute.TPUStrategy):
         return wanted or 10
@@ -269,8 +216,8 @@ def _steps_per_call(wanted, strategy):
         # Loops over several of them hang once TensorFlow's graph optimizer
         # has been over their dependencies.
         raise ValueError(
-            "`steps_per_call` must be 0 or 1 with several logical CPUs; got "
-            f"{wanted}."
+            "`steps_per_execution` must be 0 or 1 with several logical CPUs; "
+            f"got {wanted}."
         )
     return wanted or 1
 
@@ -293,7 +240,7 @@ def _build_model(recipe, classes):
         )
     finally:
         keras.config.set_dtype_policy(policy)
-    _freeze(model, recipe.freeze)
+    _freeze(model, recipe.freeze_until)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = recipe.sync_batch_norm
@@ -309,7 +256,7 @@ def _freeze(model, last):
     )
     if last and last not in parts:
         raise ValueError(
-            f"`freeze` must be empty or one of {', '.join(parts)}; "
+            f"`freeze_until` must be empty or one of {', '.join(parts)}; "
             f"got {last!r}."
         )
     frozen = list(parts)[: list(parts).index(last) + 1] if last else ()
@@ -323,12 +270,12 @@ def _prepare(data, strategy):
 
     if is_chief(strategy):
         data.prepare()
-    _meet(strategy)
+    _barrier(strategy)
     if not is_chief(strategy):
         data.prepare()
 
 
-def _meet(strategy):
+def _barrier(strategy):
     """Wait until all workers are here."""
 
     @tf.function
@@ -409,7 +356,7 @@ class _Training:
             time_input=not deterministic,
         )
         self.evaluation_steps = steps.make_evaluation_steps(strategy, model)
-        self.share_statistics = steps.make_share_statistics(
+        self.sync_batch_stats = steps.make_sync_batch_stats(
             strategy, model, self.average
         )
         self.final_model = build(
@@ -446,9 +393,9 @@ class _Training:
         ):
             progress = self._run_epoch(epoch, **options)
             self._check_finite(progress.step)
-            self.share_statistics()
-            with self.average.in_place():
-                loss, accuracy = self._evaluate(options["steps_per_call"])
+            self.sync_batch_stats()
+            with self.average.swapped_in():
+                loss, accuracy = self._evaluate(options["steps_per_execution"])
                 self._keep_model(accuracy)
             self._note(progress, loss, accuracy)
             self.totals.assign(tf.zeros_like(self.totals))
@@ -457,7 +404,7 @@ class _Training:
         if self.writes:
             with staged(self.run.learning_curves, overwrite=True) as new:
                 plots.learning_curves(self.history, new)
-            with self.average.in_place():
+            with self.average.swapped_in():
                 self._write_model(self.run.model_file)
 
     def _run_epoch(
@@ -465,7 +412,7 @@ class _Training:
         epoch,
         *,
         stop,
-        steps_per_call,
+        steps_per_execution,
         save_every_steps,
         on_step,
         on_epoch,
@@ -483,7 +430,7 @@ class _Training:
         started, waited = time.perf_counter(), 0.0
         progress = self._progress(epoch, 0, 0, started, 0.0)
         while (step := int(self.step)) < end:
-            count = min(steps_per_call, end - step)
+            count = min(steps_per_execution, end - step)
             if save_every_steps:
                 count = min(count, save_every_steps - step % save_every_steps)
             wish = tf.constant(1.0 if stop() else 0.0)
@@ -541,20 +488,20 @@ class _Training:
         """Batches of each replica, from an input pipeline for each worker."""
 
         def make(context):
-            share = Share(
+            shard = InputShard(
                 replicas=self.strategy.num_replicas_in_sync,
                 pipelines=context.num_input_pipelines,
                 pipeline=context.input_pipeline_id,
             )
             return make_batches(
-                self.data, *arguments, bad=self.bad, share=share, **options
+                self.data, *arguments, bad=self.bad, shard=shard, **options
             )
 
         return self.strategy.distribute_datasets_from_function(make)
 
-    def _evaluate(self, steps_per_call):
+    def _evaluate(self, steps_per_execution):
         """Mean loss and accuracy on the held-out split, all of it."""
-        split = self.data.held_out_split
+        split = self.data.val_split
         replicas = self.strategy.num_replicas_in_sync
         batch_size = -(-self.recipe.batch_size // replicas) * replicas
         batches = iter(
@@ -563,14 +510,14 @@ class _Training:
                 split,
                 self.recipe.final_image_size,
                 batch_size,
-                crop=self.recipe.eval_crop,
+                crop=self.recipe.crop_pct,
             )
         )
         expected = self.data.num_examples(split)
         left = -(-expected // batch_size)
         totals = np.zeros(4)
         while left:
-            count = min(steps_per_call, left)
+            count = min(steps_per_execution, left)
             totals += self.evaluation_steps(batches, count).numpy()
             left -= count
             self.bad.check()
@@ -581,7 +528,7 @@ class _Training:
                 f"{seen:.0f}."
             )
         if not images:
-            raise ValueError(_NO_IMAGE_DECODED.format(split))
+            raise ValueError(NO_IMAGE_DECODED.format(split))
         return loss / images, correct / images
 
     def _check_finite(self, step):
@@ -605,7 +552,9 @@ class _Training:
         self.final_model.set_weights(self.model.get_weights())
         with staged(path, overwrite=True) as new:
             self.final_model.save(new)
-            write_notes(new, Notes(self.data.labels, self.recipe.eval_crop))
+            write_metadata(
+                new, ModelMetadata(self.data.labels, self.recipe.crop_pct)
+            )
 
     def _note(self, progress, loss, accuracy):
         entry = {
@@ -613,8 +562,8 @@ class _Training:
             "learning_rate": self._learning_rate(),
             "loss": progress.loss,
             "accuracy": progress.accuracy,
-            "held_out_loss": float(loss),
-            "held_out_accuracy": float(accuracy),
+            "val_loss": float(loss),
+            "val_accuracy": float(accuracy),
             "images_per_second": progress.images_per_second,
             "waiting": progress.waiting,
         }
@@ -625,7 +574,7 @@ class _Training:
         with self.summaries.as_default(progress.step):
             for name in ("loss", "accuracy"):
                 _write_scalar(f"epoch/{name}", entry[name])
-                _write_scalar(f"held_out/{name}", entry[f"held_out_{name}"])
+                _write_scalar(f"val/{name}", entry[f"val_{name}"])
         self.summaries.flush()
 
     def _learning_rate(self):
@@ -633,87 +582,8 @@ class _Training:
 
     def _save(self):
         self._check_finite(int(self.step))
-        self.share_statistics()
+        self.sync_batch_stats()
         # Before: what is trained on later does not meet them again.
         self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if self.writes:
             self.checkpoints.save(int(self.step))
-
-
-def evaluate(
-    model: keras.Model,
-    dataset: str | os.PathLike,
-    *,
-    split: str | None = None,
-    batch_size: int = 64,
-    data_dir: str | os.PathLike | None = None,
-    transform: Callable | None = None,
-    crop: float = 1.0,
-    on_bad_image: str = "error",
-) -> Evaluation:
-    """Classify every image of a split once.
-
-    Args:
-        model: A `keras.Model` that ends in class probabilities, for images
-            that went through `keras_resnext.preprocess_input`, or through
-            `transform`.
-        dataset: Name or folder of a data set, see
-            `keras_resnext.training.data.open_dataset`.
-        split: Name of the split. Defaults to the one that is not trained on.
-        batch_size: Images in a batch. Defaults to 64.
-        data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
-        transform: What makes the model's input of a stored image, such as a
-            weights record's `transform()`. Defaults to `None`: a centred
-            square, resized, and `preprocess_input`.
-        crop: Share of the shorter side that this square has. Defaults to 1.
-        on_bad_image: `"error"`, or `"skip"` to leave out images that cannot
-            be decoded. Defaults to `"error"`.
-
-    Returns:
-        An `Evaluation` of exactly the split's images.
-
-    Raises:
-        ValueError: if there is no such data set or split, or the model has
-            another number of classes.
-        RuntimeError: if the images seen are not as many as the split has.
-
-    Example:
-
-    >>> evaluate(Run("runs/digits").load_model(), "digits").examples
-    360
-    """
-    _check_on_bad_image(on_bad_image)
-    data = open_dataset(dataset, data_dir)
-    check_classifier(model)
-    classes, size = model.output_shape[-1], image_size(model)
-    if classes != len(data.labels):
-        raise ValueError(
-            f"`dataset` must have the model's {classes} classes; {dataset} "
-            f"has {len(data.labels)}."
-        )
-    data.prepare()
-    split = split or data.held_out_split
-    bad = BadImages(on_bad_image == "skip")
-    batches = evaluation_batches(
-        data, split, size, batch_size, transform=transform, crop=crop, bad=bad
-    )
-    classify = steps.make_classify(model)
-    found = []
-    for images, labels, weights in batches:
-        bad.check()
-        judged = (labels, *classify(images, tf.maximum(labels, 0)))
-        counts = weights.numpy() > 0
-        found.append([values.numpy()[counts] for values in judged])
-    labels, losses, predictions, in_top5 = map(
-        np.concatenate, zip(*found, strict=True)
-    )
-    if not len(labels):
-        raise ValueError(_NO_IMAGE_DECODED.format(split))
-    expected = data.num_examples(split) - len(bad.names)
-    if len(labels) != expected:
-        raise RuntimeError(
-            f"Expected {expected} images of the split {split}; saw "
-            f"{len(labels)}."
-        )
-    loss = float(losses.astype("float64").mean())
-    return Evaluation(split, loss, labels, predictions, in_top5, bad.names)

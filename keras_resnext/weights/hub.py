@@ -13,14 +13,14 @@ import urllib.request
 
 from keras_resnext.extras import require
 from keras_resnext.files import staged
-from keras_resnext.weights.registry import Weights
+from keras_resnext.weights.registry import WeightsRecord
 
 ATTEMPTS = 3
 TIMEOUT_S = 30
 _CHUNK = 1 << 20
 
 
-def fetch(record: Weights) -> pathlib.Path:
+def fetch(record: WeightsRecord) -> pathlib.Path:
     """The file of a record, downloaded if it is not there yet.
 
     Files of the Hugging Face Hub are kept by `huggingface_hub` in its cache,

@@ -1,0 +1,77 @@
+"""Feature maps of all stages, for detection and segmentation."""
+
+import re
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class FeaturePyramid(keras.Model):
+    """The feature maps of all stages as a model, see `feature_pyramid`.
+
+    `pyramid_outputs` is what KerasHub's detectors and segmenters read of an
+    image encoder: `{"P2": C2, ..., "P5": C5}`. It survives saving.
+
+    Args:
+        model: A model of the builders, of any form, with or without top.
+
+    Raises:
+        ValueError: if the model has no such stages.
+    """
+
+    def __init__(self, model):
+        last = {}
+        for layer in model.layers:
+            match = re.fullmatch(r"conv(\d+)_block\d+_out", layer.name)
+            if match:
+                last[int(match[1])] = layer.output
+        if not last:
+            raise ValueError(
+                "`model` must be built by keras_resnext, with layers such as "
+                f"conv2_block1_out at its top level; {model.name} has none."
+            )
+        outputs = {f"P{stage}": last[stage] for stage in sorted(last)}
+        super().__init__(model.input, list(outputs.values()), name=model.name)
+        self.pyramid_outputs = outputs
+
+    def get_config(self):
+        body = keras.Model(self.input, self.outputs, name=self.name)
+        return {"model": keras.saving.serialize_keras_object(body)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(
+            keras.saving.deserialize_keras_object(
+                config["model"], custom_objects=custom_objects
+            )
+        )
+
+
+def feature_pyramid(model: keras.Model) -> keras.Model:
+    """The feature maps of all stages, for detection and segmentation.
+
+    Args:
+        model: A model of the builders, of any form, with or without top.
+
+    Returns:
+        A `keras.Model` on the same layers and weights with a list of outputs,
+        one a stage: C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet
+        stem (less where `output_stride` says so), C2 to C4 of strides 1, 2
+        and 4 with the CIFAR stem. Its `pyramid_outputs` has them by the names
+        P2 to P5, so that it is an image encoder for KerasHub's `RetinaNet`
+        and `DeepLabV3`.
+
+    Raises:
+        ValueError: if the model has no such stages.
+
+    Example:
+
+    >>> body = keras_resnext.ResNeXt50(include_top=False, weights=None)
+    >>> [c.shape[-1] for c in feature_pyramid(body).outputs]
+    [256, 512, 1024, 2048]
+
+    Reference:
+        Lin et al., "Feature Pyramid Networks for Object Detection", arXiv
+        1612.03144, section 3.
+    """
+    return FeaturePyramid(model)

@@ -1,0 +1,6 @@
+"""Built models in another spelling, weights intact."""
+
+from keras_resnext.rewrite.folding import fold_batch_norm as fold_batch_norm
+from keras_resnext.rewrite.forms import convert_form as convert_form
+from keras_resnext.rewrite.stock import from_stock_layers as from_stock_layers
+from keras_resnext.rewrite.stock import to_stock_layers as to_stock_layers
