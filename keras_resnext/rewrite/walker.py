@@ -46,10 +46,12 @@ def as_functional(model):
     # A subclass may have a config of its own; what is rewritten is the graph.
     if "input_layers" not in graph_config(model):
         trainable = model.trainable
-        ends = model.input, model.output
-        if isinstance(model, keras.Sequential):
-            # Its `input` may be where another model calls it.
-            ends = model.inputs[0], model.outputs[0]
+        # The `input` of a sequential one may be where another model calls it.
+        ends = (
+            (model.inputs[0], model.outputs[0])
+            if isinstance(model, keras.Sequential)
+            else (model.input, model.output)
+        )
         model = keras.Model(*ends, name=model.name)
         if not trainable:
             model.trainable = False
