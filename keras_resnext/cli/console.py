@@ -121,6 +121,20 @@ def epoch_line(entry):
     )
 
 
+def open_data(model, dataset, data_dir):
+    """The data set asked for, or the one that a run was trained on."""
+    from keras_resnext.training import Run
+    from keras_resnext.training.datasets import open_dataset
+
+    run = Run(model) if Path(model).is_dir() else None
+    if dataset is None and run is None:
+        raise ValueError(
+            f"`dataset` must be given, because {model} is not the folder of a "
+            "run."
+        )
+    return open_dataset(dataset or run.recipe.dataset, data_dir)
+
+
 def print_bad_images(names):
     """Name the images that were left out, if any."""
     if names:

@@ -10,6 +10,7 @@ from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import ModelArgument
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
+from keras_resnext.cli.console import open_data
 from keras_resnext.cli.console import print_bad_images
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
@@ -48,14 +49,13 @@ def evaluate(
     from keras_resnext.classifier import Classifier
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
-    from keras_resnext.training.datasets import dataset_for
     from keras_resnext.training.plots import draw_predictions
 
     if picture is None and Path(model).is_dir() and not (dataset or split):
         picture = Path(model, "predictions.png")
     if picture is not None:
         require("matplotlib", extra="train", purpose="The picture")
-    data = dataset_for(model, dataset, data_dir)
+    data = open_data(model, dataset, data_dir)
     classifier = Classifier.load(model, weights)
     result = evaluate(
         classifier,

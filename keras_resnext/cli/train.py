@@ -94,7 +94,9 @@ def train(
         "weights": weights,
         "freeze_until": freeze_until,
     }
-    assignments = [f"{name}={value}" for name, value in options.items() if value]
+    assignments = [
+        f"{name}={value}" for name, value in options.items() if value
+    ]
     plan = RECIPES[recipe].override([*assignments, *(overrides or [])])
     # Workers connect before anything else uses TensorFlow.
     replicas = start_tensorflow(strategy)

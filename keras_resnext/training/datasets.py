@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 from collections.abc import Collection
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import resize_and_crop
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import decode
 
 # The split to watch and to judge by, whatever a data set calls it. ImageNet's
 # "test" carries no labels, so it comes last.
@@ -24,15 +23,17 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A data set whose classes are known and whose images may yet come.
+    """A data set that was found; its images may still have to be prepared.
 
     Made by `open_dataset`.
 
     Args:
+        name: What it was opened by: a TFDS name or a folder.
         builder: The TFDS builder behind it.
         folder: The folder of images, or `None`.
     """
 
+    name: str
     builder: tfds.core.DatasetBuilder
     folder: str | None = None
 
@@ -158,19 +159,17 @@ class ImageData:
     def pixels(
         self,
         split: str,
-        image_size: int,
+        transform: EvalTransform,
         *,
-        crop: float = 1.0,
         without: Collection[str] = (),
     ) -> tf.data.Dataset:
-        """All images of a split as a network is shown them, in order.
+        """All images of a split as the network sees them, in order.
 
         Args:
             split: Name of the split.
-            image_size: Side of the images, in pixels.
-            crop: See `Recipe.crop_pct`. Defaults to 1.
-            without: Names of images to leave out, such as those that
-                `evaluate` found to be none. Defaults to none.
+            transform: What resizes and crops the images.
+            without: Names of images to leave out, such as the bad images of
+                an evaluation. Defaults to none.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
@@ -183,7 +182,7 @@ class ImageData:
             )
         return examples.map(
             lambda name, encoded, label: (
-                resize_and_crop(decode(encoded), image_size, crop=crop),
+                transform.pixels_in_graph(decode(encoded)),
                 label,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -193,43 +192,43 @@ class ImageData:
 def read_images(
     data: ImageData,
     split: str,
-    show: Callable,
+    transform: EvalTransform,
     *,
     count: int,
     shuffle_seed: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some images of a split, in memory.
+    """Read some images of a split into memory.
 
     Args:
         data: An `ImageData`, prepared.
         split: Name of the split.
-        show: What makes an array of one size of each, uint8 `(height, width,
-            3)`.
-        count: How many images, if there are so many.
-        shuffle_seed: Seed of which; `None` for the first. Defaults to `None`.
+        transform: What resizes and crops the images.
+        count: Number of images, if there are so many.
+        shuffle_seed: Seed of the choice; `None` for the first images.
+            Defaults to `None`.
 
     Returns:
-        What `show` returns, stacked, and labels, `(images,)`.
+        RGB pixels in [0, 255], float32 `(images, image_size, image_size, 3)`,
+        and labels, `(images,)`.
 
     Raises:
         ValueError: if one cannot be decoded, or there is no such split.
 
     Example:
 
-    >>> show = functools.partial(resize_and_crop, size=16)
-    >>> images, labels = read_images(data, "train", show, count=100)
+    >>> transform = EvalTransform.from_crop_pct(16)
+    >>> images, labels = read_images(data, "train", transform, count=100)
     """
     examples = data.encoded(split, shuffle_seed=shuffle_seed).take(count)
     images, labels = [], []
     for name, encoded, label in examples.as_numpy_iterator():
         try:
-            image = decode(encoded)
-        except tf.errors.InvalidArgumentError as error:
+            images.append(transform.pixels(encoded).astype("float32"))
+        except ValueError as error:
             raise ValueError(
                 "`dataset` must have images that can be decoded; cannot decode "
                 f"{name.decode()}."
             ) from error
-        images.append(np.asarray(show(image.numpy()), "float32"))
         labels.append(label)
     if not images:
         raise ValueError(
@@ -270,9 +269,7 @@ def open_dataset(
         name: Name of a TFDS builder with an image and a label, such as
             `"digits"` (part of this package) or `"cifar10"`; or path of a
             folder `<split>/<class>/<image>.jpg` or `.png` with the splits
-            train and validation (or val, valid, test), see `locate`. Images
-            are taken as they are stored; a photo's note of how the camera was
-            held (EXIF) is not followed.
+            train and validation (or val, valid, test), see `locate`.
         data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
             default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
@@ -290,7 +287,7 @@ def open_dataset(
     """
     name = locate(name)
     if os.path.isdir(name):
-        data = ImageData(tfds.ImageFolder(name), name)
+        data = ImageData(name, tfds.ImageFolder(name), name)
         splits = data.builder.info.splits
         if not any(split.num_examples for split in splits.values()):
             raise ValueError(
@@ -319,7 +316,7 @@ def open_dataset(
             "`dataset` must have the features image and label (one class); "
             f"{name} has {_listed(builder.info.features)}."
         )
-    return _check_classes(ImageData(builder), name)
+    return _check_classes(ImageData(name, builder), name)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,21 @@
 """Batches of images: training's and evaluation's."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from keras_resnext.images import JPEG_METHOD
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import preprocess_input
-from keras_resnext.preprocessing import resize_and_crop
 from keras_resnext.training import augment
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.recipe import Recipe
+from keras_resnext.transforms import JPEG_METHOD
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import decode
+from keras_resnext.transforms import exif_orientation
+from keras_resnext.transforms import stored_window
+from keras_resnext.transforms import upright
+from keras_resnext.transforms import upright_shape
 
 _MIX = -1  # no image's number
 
@@ -136,12 +138,17 @@ def _decode_window(encoded, smallest_area, seed):
     """A random window of an image; of a JPEG, nothing else is decoded."""
 
     def jpeg():
-        window = augment.random_window(
-            tf.io.extract_jpeg_shape(encoded), smallest_area, seed
+        stored = tf.io.extract_jpeg_shape(encoded)
+        orientation = exif_orientation(encoded)
+        shape = tf.concat([upright_shape(stored, orientation), [3]], axis=0)
+        window = augment.random_window(shape, smallest_area, seed)
+        image = tf.io.decode_and_crop_jpeg(
+            encoded,
+            stored_window(window, stored, orientation),
+            channels=3,
+            dct_method=JPEG_METHOD,
         )
-        return tf.io.decode_and_crop_jpeg(
-            encoded, window, channels=3, dct_method=JPEG_METHOD
-        )
+        return upright(image, orientation)
 
     def other():
         image = decode(encoded)
@@ -235,7 +242,8 @@ def _augmented(encoded, recipe, seed):
         )
         image = _resize(window, size, recipe.interpolation)
     else:
-        image = resize_and_crop(decode(encoded), size)
+        transform = EvalTransform.from_crop_pct(size)
+        image = transform.pixels_in_graph(decode(encoded))
     image = tf.ensure_shape(image, (size, size, 3))
     if recipe.crop_padding:
         image = augment.pad_and_crop(image, recipe.crop_padding, seeds[1])
@@ -276,63 +284,47 @@ def _resize(image, size, interpolation):
 def evaluation_batches(
     data: ImageData,
     split: str,
-    image_size: int,
+    transform: EvalTransform,
     batch_size: int,
     *,
-    transform: Callable | None = None,
-    crop: float = 1.0,
     bad: BadImages | None = None,
     shard: InputShard = WHOLE_INPUT,
 ) -> tf.data.Dataset:
-    """Every image of a split once, in order, for the network.
+    """Every image of a split once, in order, as input of the network.
 
     Args:
         data: An `ImageData`, prepared.
         split: Name of the split.
-        image_size: Side of the images, in pixels.
+        transform: What turns a stored image into the network's input.
         batch_size: Images in a batch of all replicas together, rounded up to
             a multiple of them.
-        transform: What makes network input, float32 `(image_size,
-            image_size, 3)`, of a stored image, uint8 `(height, width, 3)`,
-            both NumPy's. Defaults to `None`, `resize_and_crop` and
-            `preprocess_input`.
-        crop: See `Recipe.crop_pct`. Defaults to 1.
-        bad: Where images that cannot be decoded are noted; they have a weight
-            of 0. Defaults to `None`, which nobody looks at.
-        share: Which part this pipeline reads. Defaults to all.
+        bad: Notes the images that cannot be decoded; they have a weight of 0.
+            Defaults to `None`.
+        shard: The part that this pipeline reads. Defaults to all.
 
     Returns:
-        A `tf.data.Dataset` of preprocessed images, float32 `(batch,
-        image_size, image_size, 3)`, labels, int64 `(batch,)`, below 0 for
-        what only fills the last batch, and weights, float32 `(batch,)`, 0 for
-        that too.
+        A `tf.data.Dataset` of inputs, float32 `(batch, image_size,
+        image_size, 3)`, labels, int64 `(batch,)`, below 0 for padding of the
+        last batch, and weights, float32 `(batch,)`, 0 for padding.
     """
-    shape = (image_size, image_size, 3)
 
     def load(name, encoded, label):
-        image = tf.cond(
-            label == _NO_LABEL, lambda: nothing[0], lambda: shown(encoded)
+        pixels = tf.cond(
+            label == _NO_LABEL,
+            lambda: nothing[0],
+            lambda: transform.pixels_in_graph(decode(encoded)),
         )
-        return image, label
-
-    def shown(encoded):
-        image = decode(encoded)
-        if transform is None:
-            image = resize_and_crop(image, image_size, crop=crop)
-            return preprocess_input(image)
-        image = tf.numpy_function(
-            transform, [image], tf.float32, stateful=False
-        )
-        return tf.ensure_shape(image, shape)
+        return transform.normalize_in_graph(pixels), label
 
     def unpadded(images, labels, weights):
         weights *= tf.cast(labels != _NO_LABEL, tf.float32)
         return images, labels, weights
 
-    nothing = tf.zeros(shape), tf.constant(0, tf.int64)
+    size = transform.image_size
+    nothing = tf.zeros((size, size, 3)), tf.constant(0, tf.int64)
     local_size = -(-batch_size // shard.replicas)
     steps = -(-data.num_examples(split) // (local_size * shard.replicas))
-    # All replicas take as many steps, or some would wait for ever.
+    # All replicas take the same number of steps, or some would wait forever.
     none = tf.constant(_NO_LABEL, tf.int64)
     padding = tf.data.Dataset.from_tensors(("", "", none)).repeat()
     examples = (

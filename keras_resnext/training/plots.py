@@ -6,6 +6,8 @@ screen, and must not change how a notebook shows its own figures.
 
 import numpy as np
 
+from keras_resnext.files import staged
+
 
 def learning_curves(history, path):
     """Draw loss and accuracy, in training and held out, over the epochs.
@@ -85,3 +87,40 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
                 spine.set(color="red", linewidth=2)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def draw_predictions(evaluation, data, transform, path, *, count=40):
+    """Draw predictions: the mistakes first, then correct ones.
+
+    Args:
+        evaluation: An `Evaluation`.
+        data: The `ImageData` that was evaluated.
+        transform: The `EvalTransform` that it was evaluated with.
+        path: PNG file to write; an existing one is replaced.
+        count: Images to draw at most. Defaults to 40.
+
+    Example:
+
+    >>> draw_predictions(result, data, classifier.transform, "grid.png")
+    """
+    wrong = evaluation.labels != evaluation.predictions
+    chosen = np.argsort(~wrong, kind="stable")[:count]
+    images = data.pixels(
+        evaluation.split, transform, without=evaluation.bad_images
+    )
+    wanted = set(chosen.tolist())
+    pixels = {
+        i: image
+        for i, (image, _) in enumerate(images.as_numpy_iterator())
+        if i in wanted
+    }
+    with staged(path, overwrite=True) as new:
+        prediction_grid(
+            np.stack([pixels[i] for i in chosen]),
+            evaluation.labels[chosen],
+            evaluation.predictions[chosen],
+            data.labels,
+            new,
+            title=f"{data.name}, {evaluation.split}: {wrong.sum()} of "
+            f"{evaluation.examples} wrong (red)",
+        )

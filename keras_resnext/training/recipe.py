@@ -6,6 +6,8 @@ import types
 import typing
 from collections.abc import Iterable
 
+from keras_resnext.transforms import EvalTransform
+
 _CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "step"),
@@ -26,7 +28,7 @@ _NOT_BELOW_ZERO = (
     *("weight_decay", "global_clipnorm", "crop_padding", "mixup", "cutmix"),
     *("color_jitter", "lighting", "eval_image_size", "seed"),
 )
-_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay")
+_BELOW_ONE = ("drop_path_rate", "momentum", "label_smoothing", "ema_decay")
 _SHARES = ("random_erasing", "random_resized_crop_scale", "crop_pct")
 
 
@@ -45,6 +47,9 @@ class Recipe:
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.
         residual: Whether blocks have shortcuts.
+        drop_path_rate: Stochastic depth: the probability that training drops
+            the transform of the last block (arXiv 1603.09382); earlier blocks
+            in proportion to their depth.
         image_size: Side of the network's input in training, in pixels.
         batch_size: Images in a step, over all replicas together.
         gradient_accumulation_steps: Parts in which each replica computes its
@@ -121,6 +126,7 @@ class Recipe:
     model: str = "resnext11_8x4d"
     form: str = "grouped"
     residual: bool = True
+    drop_path_rate: float = 0.0
     image_size: int = 16
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
@@ -222,6 +228,11 @@ class Recipe:
     def final_image_size(self) -> int:
         """Side of the trained model's input, in pixels."""
         return self.eval_image_size or self.image_size
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """The transform of images in evaluation and of the trained model."""
+        return EvalTransform.from_crop_pct(self.final_image_size, self.crop_pct)
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with fields set from strings, as the command line has them.

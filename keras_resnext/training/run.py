@@ -4,55 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import typing
-import zipfile
 
 import keras
 
+from keras_resnext.classifier import Classifier
 from keras_resnext.files import staged
 from keras_resnext.training.recipe import Recipe
-
-_NOTES_FILE = "keras_resnext.json"
-
-
-class ModelMetadata(typing.NamedTuple):
-    """What a `.keras` file of this package knows beside the network.
-
-    Args:
-        labels: Class names, in the order of the outputs.
-        crop: See `Recipe.crop_pct`.
-
-    Example:
-
-    >>> read_metadata("runs/digits/model.keras").labels[:2]
-    ['0', '1']
-    """
-
-    labels: list[str] | None = None
-    crop: float = 1.0
-
-
-def write_metadata(path: str | os.PathLike, notes: ModelMetadata) -> None:
-    """Add notes to a `.keras` file, an archive whose other parts Keras reads.
-
-    Args:
-        path: The file.
-        notes: The `ModelMetadata`.
-    """
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(_NOTES_FILE, json.dumps(notes._asdict()))
-
-
-def read_metadata(path: str | os.PathLike) -> ModelMetadata:
-    """The notes in a `.keras` file; of one from elsewhere, their defaults.
-
-    Args:
-        path: The file.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if _NOTES_FILE not in archive.namelist():
-            return ModelMetadata()
-        return ModelMetadata(**json.loads(archive.read(_NOTES_FILE)))
 
 
 class Run:
@@ -71,7 +28,7 @@ class Run:
     | `learning_curves.png` | the history drawn |
     | `model.keras` | the trained model, once training is done |
 
-    The models know the class names and what was cropped, see `read_metadata`.
+    The models are `keras_resnext.classifier.Classifier`s.
 
     Args:
         path: The folder; it need not exist.
@@ -126,19 +83,12 @@ class Run:
         return list(dict.fromkeys(lines))
 
     def load_model(self) -> keras.Model:
-        """The trained `keras.Model`.
+        """The trained `keras.Model`; `Classifier.load` has its labels too.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if the run is not finished.
         """
-        self._read(self._recipe_file)
-        if not self.model_file.exists():
-            raise ValueError(
-                f"`model` must be a finished run; {self.path} has no "
-                f"{self.model_file.name} yet. Start the same training again "
-                "to finish it."
-            )
-        return keras.saving.load_model(self.model_file)
+        return Classifier.load(self.path).model
 
     @property
     def finished(self) -> bool:

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import check_on_bad_image
 from keras_resnext.extras import require
 from keras_resnext.files import staged
-from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.training import plots
 from keras_resnext.training import step as steps
 from keras_resnext.training.average import MovingAverage
@@ -23,19 +24,17 @@ from keras_resnext.training.checkpoints import Checkpoints
 from keras_resnext.training.datasets import locate
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.evaluation import NO_IMAGE_DECODED
-from keras_resnext.training.evaluation import check_on_bad_image
 from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.pipeline import BadImages
 from keras_resnext.training.pipeline import InputShard
 from keras_resnext.training.pipeline import evaluation_batches
 from keras_resnext.training.pipeline import training_batches
 from keras_resnext.training.recipe import Recipe
-from keras_resnext.training.run import ModelMetadata
 from keras_resnext.training.run import Run
-from keras_resnext.training.run import write_metadata
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
+from keras_resnext.transforms import preprocess_input
 from keras_resnext.variants import build
 
 
@@ -52,7 +51,7 @@ class Progress:
         accuracy: Training accuracy in this epoch so far.
         images_per_second: Training speed since this process entered the
             epoch.
-        waiting: Share of that time in which steps waited for images; `None`
+        input_wait: Share of that time in which steps waited for images; `None`
             with `deterministic`, which forbids to measure it.
 
     Example:
@@ -67,7 +66,7 @@ class Progress:
     loss: float
     accuracy: float
     images_per_second: float
-    waiting: float | None
+    input_wait: float | None
 
 
 class TrainingStoppedError(RuntimeError):
@@ -234,6 +233,7 @@ def _build_model(recipe, classes):
             recipe.model,
             form=recipe.form,
             residual=recipe.residual,
+            drop_path_rate=recipe.drop_path_rate,
             classes=classes,
             input_shape=(size, size, 3),
             weights=recipe.weights or None,
@@ -481,7 +481,7 @@ class _Training:
             loss=float(totals[steps.LOSS] / images),
             accuracy=float(totals[steps.CORRECT] / images),
             images_per_second=done * self.recipe.batch_size / seconds,
-            waiting=None if self.deterministic else float(waited / seconds),
+            input_wait=None if self.deterministic else float(waited / seconds),
         )
 
     def _distributed(self, make_batches, *arguments, **options):
@@ -508,9 +508,8 @@ class _Training:
             self._distributed(
                 evaluation_batches,
                 split,
-                self.recipe.final_image_size,
+                self.recipe.eval_transform,
                 batch_size,
-                crop=self.recipe.crop_pct,
             )
         )
         expected = self.data.num_examples(split)
@@ -550,11 +549,10 @@ class _Training:
 
     def _write_model(self, path):
         self.final_model.set_weights(self.model.get_weights())
-        with staged(path, overwrite=True) as new:
-            self.final_model.save(new)
-            write_metadata(
-                new, ModelMetadata(self.data.labels, self.recipe.crop_pct)
-            )
+        classifier = Classifier(
+            self.final_model, self.data.labels, self.recipe.eval_transform
+        )
+        classifier.save(path, overwrite=True)
 
     def _note(self, progress, loss, accuracy):
         entry = {
@@ -565,7 +563,7 @@ class _Training:
             "val_loss": float(loss),
             "val_accuracy": float(accuracy),
             "images_per_second": progress.images_per_second,
-            "waiting": progress.waiting,
+            "input_wait": progress.input_wait,
         }
         self.history.append(entry)
         if not self.writes:
