@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.datasets import load_sample_images
 
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import preprocess_input
+from keras_resnext.transforms import decode
+from keras_resnext.transforms import preprocess_input
 from keras_resnext.training import augment
 from keras_resnext.training import datasets
 from keras_resnext.training import pipeline

@@ -7,15 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.imagenet import MEAN
+from keras_resnext.imagenet import STD
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_shape
 from keras_resnext.inspection import layers_of
 from keras_resnext.inspection import output_names
-from keras_resnext.preprocessing import IMAGENET_MEAN
-from keras_resnext.preprocessing import IMAGENET_STD
-from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.rewrite.folding import fold_batch_norm
 from keras_resnext.rewrite.stock import from_stock_layers
+from keras_resnext.transforms import preprocess_input
 
 IMAGE = "image"  # the input's name in every format
 
@@ -158,7 +158,7 @@ def _normalize(images):
     """
     mean, std = (
         255 * np.array(values, "float32").reshape(1, 1, 1, 3)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
+        for values in (MEAN, STD)
     )
     return (images - mean) * (1 / std)
 
@@ -189,34 +189,6 @@ def _make_constant(node, value):
     node.name, node.op = name, "Const"
     node.attr["dtype"].type = value.dtype.as_datatype_enum
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
-
-
-def resize_then_crop(image, *, resize_size, image_size, interpolation):
-    """What published weights were evaluated on, in TensorFlow.
-
-    As `weights.transform.resize_crop_normalize` without normalization, but
-    for the resizing itself, whose pixels differ from Pillow's by some levels.
-
-    Args:
-        image: uint8 tensor `(height, width, 3)`.
-        resize_size: What the shorter side becomes, in pixels.
-        image_size: Side of the centre crop, in pixels.
-        interpolation: `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        float32 tensor `(image_size, image_size, 3)` in [0, 255].
-    """
-    sides = tf.shape(image)[:2]
-    # The longer side is rounded down, the crop's corner to the nearest.
-    sides = resize_size * sides // tf.reduce_min(sides)
-    image = tf.image.resize(image, sides, interpolation, antialias=True)
-    image = tf.clip_by_value(image, 0, 255)  # bicubic overshoots
-    top, left = tf.unstack(
-        tf.cast(tf.round((sides - image_size) / 2), tf.int32)
-    )
-    return tf.image.crop_to_bounding_box(
-        image, top, left, image_size, image_size
-    )
 
 
 def preprocessing_function(preprocessing):

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 import keras_resnext
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
 from keras_resnext.export import artifact
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
@@ -36,7 +38,7 @@ _QUANTIZED_OPERATORS = [
 
 
 def to_onnx(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     opset: int = 17,
@@ -97,6 +99,8 @@ def to_onnx(
     >>> to_onnx(model, "resnext50.onnx").top1_agreement
     1.0
     """
+    classifier = as_classifier(model, labels)
+    model, labels = classifier.model, classifier.labels
     require("onnxruntime", extra="export", purpose="The ONNX check")
     artifact.check_place(path, "onnx", overwrite=overwrite)
     if type(opset) is not int or opset not in range(13, 19):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
 from keras_resnext.export import artifact
 from keras_resnext.export import onnx
 from keras_resnext.export import quantization
@@ -111,15 +112,13 @@ def check_places(folder, planned, *, overwrite) -> None:
 
 
 def export_files(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     folder: str | os.PathLike,
     planned: dict[tuple[str, str | None], str],
     *,
     images: np.ndarray | None = None,
     classes: np.ndarray | None = None,
     calibration: np.ndarray | None = None,
-    labels: Sequence[str] | None = None,
-    resize: Callable | None = None,
     data_format: str = "NHWC",
     exclude: int = 0,
     limits: dict[str | None, Limits] | None = None,
@@ -132,15 +131,13 @@ def export_files(
     A file that fails its proof is not there; the others are.
 
     Args:
-        model: A `keras.Model`, see the exporters.
+        model: A `keras.Model` or a `Classifier`, see the exporters.
         folder: Where the files go, with `report.json` and `report.png`.
         planned: Of `plan`.
         images: Pixels to compare on. Defaults to eight images of noise.
         classes: What is on them, `(images,)`, for a classifier. Defaults to
             `None`.
         calibration: Pixels that set the ranges of int8.
-        labels: Class names. Defaults to `None`.
-        resize: See `to_saved_model`.
         data_format: See `to_onnx`.
         exclude: See `to_tflite`.
         limits: `Limits` by quantisation. Defaults, where there are none, to
@@ -163,6 +160,8 @@ def export_files(
     >>> planned = plan(["tflite"], [None, "dynamic"])
     >>> export_files(model, "export", planned)["files"][1]["latency_ms"]
     """
+    classifier = as_classifier(model)
+    model = classifier.model
     folder, threads = pathlib.Path(folder), threads or os.cpu_count()
     onnx.check_data_format(data_format)
     check_places(folder, planned, overwrite=overwrite)
@@ -175,7 +174,7 @@ def export_files(
         path = folder / name
         on_file(path)
         options = {
-            "savedmodel": {"resize": resize},
+            "savedmodel": {"transform": classifier.transform},
             "tflite": {
                 "quantize": quantize,
                 "exclude": exclude if quantize in ("dynamic", "int8") else 0,
@@ -188,7 +187,7 @@ def export_files(
             found = _EXPORTERS[format](
                 model,
                 path,
-                labels=labels,
+                labels=classifier.labels,
                 images=images,
                 limits=limits[quantize],
                 overwrite=overwrite,

@@ -1,30 +1,30 @@
 """TensorFlow SavedModel: for TensorFlow Serving, and for the converters."""
 
-import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
 from keras_resnext.export import artifact
 from keras_resnext.export.graph import ExportGraph
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import decode
 
 
 def to_saved_model(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
     top: int = 5,
-    resize: Callable | None = None,
+    transform: EvalTransform | None = None,
     images: np.ndarray | None = None,
     limits: artifact.Limits | None = None,
     overwrite: bool = False,
@@ -55,10 +55,9 @@ def to_saved_model(
             only. Defaults to `"imagenet"`.
         labels: Class names, in the order of the outputs. Defaults to `None`.
         top: Best classes to put out. Defaults to 5.
-        resize: What `image_bytes` does with an image, a TensorFlow function
-            from uint8 `(height, width, 3)` to pixels of the model's size.
-            Defaults to `resize_and_crop`, the largest centred square; a model
-            that takes no squares has `image_bytes` only if this is given.
+        transform: How `image_bytes` resizes and crops. Defaults to the
+            classifier's, or to the largest centred square; a model that does
+            not take squares has no `image_bytes`.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
@@ -84,9 +83,11 @@ def to_saved_model(
     artifact.check_place(path, "savedmodel", overwrite=overwrite)
     if type(top) is not int or top < 1:
         raise ValueError(f"`top` must be 1 or more; got {top!r}.")
+    classifier = as_classifier(model, labels, transform)
+    model = classifier.model
     graph = ExportGraph(model, preprocessing)
-    labels = artifact.check_labels(labels, model)
-    serving = _Serving(graph, labels, top, resize)
+    labels = artifact.check_labels(classifier.labels, model)
+    serving = _Serving(graph, labels, top, classifier.transform)
     whole = preprocessing is not None and graph.shape[2] == 3
     return artifact.export(
         model,
@@ -141,13 +142,10 @@ def _check_operations(function):
 class _Serving(tf.Module):
     """The signatures of a served model."""
 
-    def __init__(self, graph, labels, top, resize):
+    def __init__(self, graph, labels, top, transform):
         super().__init__()
         self._graph, self._labels, self._top = graph, labels, top
-        height, width, _ = graph.shape
-        if resize is None and height == width:
-            resize = functools.partial(resize_and_crop, size=height)
-        self._resize = resize
+        self._transform = transform
         self._classifies = graph.classifies
         # Keras' own `export` tracks variables twice, and stores them so.
         self.weights = [variable.value for variable in graph.variables]
@@ -160,7 +158,7 @@ class _Serving(tf.Module):
             spec = self._graph.spec(None, "uint8")
             self.uint8 = self._function(self._serve, spec)
             signatures["image_uint8"] = self.uint8
-        if whole and self._resize:
+        if whole and self._transform:
             spec = tf.TensorSpec((None,), tf.string, "image_bytes")
             self.encoded = self._function(self._serve_bytes, spec)
             signatures["image_bytes"] = self.encoded
@@ -192,8 +190,7 @@ class _Serving(tf.Module):
 
     def _serve_bytes(self, image_bytes):
         def pixels(encoded):
-            image = self._resize(decode(encoded))
-            return tf.ensure_shape(image, self._graph.shape)
+            return self._transform.pixels_in_graph(decode(encoded))
 
         return self._serve(
             tf.map_fn(pixels, image_bytes, fn_output_signature=tf.float32)

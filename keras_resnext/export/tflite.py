@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
 from keras_resnext.export import artifact
 from keras_resnext.export import flatbuffer
 from keras_resnext.export.graph import IMAGE
@@ -31,7 +33,7 @@ _TRACED_IMAGES = 4  # for the errors of layers
 
 
 def to_tflite(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     quantize: str | None = None,
@@ -100,6 +102,8 @@ def to_tflite(
     >>> to_tflite(model, "resnext50.tflite", labels=names).size
     >>> to_tflite(model, "small.tflite", quantize="int8", calibration=photos)
     """
+    classifier = as_classifier(model, labels)
+    model, labels = classifier.model, classifier.labels
     require("ai_edge_litert", extra="export", purpose="The TFLite check")
     if quantize:
         require("ai_edge_quantizer", extra="export", purpose="`quantize`")
