@@ -10,14 +10,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.datasets import load_sample_images
 
-from keras_resnext.transforms import decode
-from keras_resnext.transforms import preprocess_input
 from keras_resnext.training import augment
 from keras_resnext.training import datasets
 from keras_resnext.training import pipeline
 from keras_resnext.training.pipeline import InputShard
 from keras_resnext.training.recipe import RECIPES
 from keras_resnext.training.recipe import Recipe
+from keras_resnext.transforms import decode
+from keras_resnext.transforms import preprocess_input
 
 RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
 
