@@ -1,8 +1,8 @@
 """Feature maps of all stages, for detection and segmentation."""
 
-import re
-
 import keras
+
+from keras_resnext.names import stage_of
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -22,9 +22,9 @@ class FeaturePyramid(keras.Model):
     def __init__(self, model):
         last = {}
         for layer in model.layers:
-            match = re.fullmatch(r"conv(\d+)_block\d+_out", layer.name)
-            if match:
-                last[int(match[1])] = layer.output
+            stage = stage_of(layer.name)
+            if stage and layer.name.endswith("_out"):
+                last[int(stage.removeprefix("conv"))] = layer.output
         if not last:
             raise ValueError(
                 "`model` must be built by keras_resnext, with layers such as "

@@ -1167,7 +1167,7 @@ def test_layers_that_cannot_be_converted(name, tmp_path):
 @every_format
 def test_a_place_that_cannot_be_written(name, small_model, tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(NotADirectoryError, match="`path` must lie in a folder"):
+    with pytest.raises(NotADirectoryError, match="`path` must be in a folder"):
         EXPORTERS[name](small_model, tmp_path / "file" / "m")
     assert (tmp_path / "file").read_text() == "precious"
 
