@@ -1,0 +1,444 @@
+"""A classifier as one value: a model, its class names and its transform."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnext import imagenet
+from keras_resnext.files import staged
+from keras_resnext.inspection import check_classifier
+from keras_resnext.inspection import image_size
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.variants import build
+from keras_resnext.weights import get_weights
+from keras_resnext.weights.read import reader_of
+from keras_resnext.weights.registry import WeightsRecord
+
+# What `predict` takes from a folder.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+_METADATA_FILE = "keras_resnext.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Args:
+        name: Path of the image, or its number in what was passed in.
+        probabilities: Of each class, float32 `(classes,)`; `None` if the
+            image could not be read.
+        labels: Class names, or `None` if the classifier knows none.
+        error: Why the image could not be read; `None` if it could.
+
+    Example:
+
+    >>> prediction = classifier.predict("photo.jpg")[0]
+    >>> prediction.label, prediction.top(2)
+    ('tench', [('tench', 0.93), ('eel', 0.02)])
+    """
+
+    name: str
+    probabilities: np.ndarray | None
+    labels: Sequence[str] | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top(1)[0][0]
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes and their probabilities, best first.
+
+        Args:
+            count: How many, as far as there are so many. Defaults to 5.
+
+        Raises:
+            ValueError: if the image could not be read.
+        """
+        if self.probabilities is None:
+            raise ValueError(self.error)
+        best = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [
+            (
+                self.labels[i] if self.labels else str(i),
+                float(self.probabilities[i]),
+            )
+            for i in best
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A Keras model that knows its class names and its evaluation transform.
+
+    Everything that classifies images takes one: `predict` here,
+    `keras_resnext.training.evaluate` and the exporters. It is saved as one
+    `.keras` file, which `keras.saving.load_model` opens as well.
+
+    Args:
+        model: A `keras.Model` for images that went through `transform`.
+        labels: Class names, in the order of the outputs. Defaults to `None`.
+        transform: What turns a photograph into the model's input. Defaults to
+            `None`: for a model of square RGB images, the largest centred
+            square, resized, and ImageNet's normalisation.
+        record: The published weights it was loaded with, if any.
+
+    Raises:
+        ValueError: if labels or transform do not fit the model.
+
+    Example:
+
+    >>> classifier = Classifier.load("resnext50", weights="imagenet")
+    >>> classifier.predict("photo.jpg")[0].label
+    'tench'
+    """
+
+    model: keras.Model
+    labels: Sequence[str] | None = None
+    transform: EvalTransform | None = None
+    record: WeightsRecord | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.model, keras.Model):
+            raise ValueError(
+                f"`model` must be a keras.Model; got {self.model!r}."
+            )
+        size = _square_side(self.model)
+        if self.transform is None and size:
+            transform = EvalTransform.from_crop_pct(size)
+            object.__setattr__(self, "transform", transform)
+        elif size not in (None, getattr(self.transform, "image_size", None)):
+            raise ValueError(
+                f"`transform` must be an EvalTransform to the model's {size} "
+                f"pixels; got {self.transform!r}."
+            )
+
+    @classmethod
+    def load(
+        cls, source: str | os.PathLike, weights: str | None = None
+    ) -> "Classifier":
+        """Load a classifier, whatever it is stored as.
+
+        Args:
+            source: The folder of a training run, a `.keras` file, or the name
+                of a model with published weights, see `list_weights`.
+            weights: With a model's name, a tag of its published weights.
+                Defaults to `None`, which means `"imagenet"` there.
+
+        Returns:
+            A `Classifier`.
+
+        Raises:
+            ValueError: if `source` is none of these; if the run is not
+                finished; if `weights` is given and `source` is no name.
+            ConnectionError: if published weights cannot be fetched.
+
+        Example:
+
+        >>> Classifier.load("runs/digits").labels[:2]
+        ['0', '1']
+        """
+        path = pathlib.Path(source)
+        if weights is None and path.is_dir():
+            return cls._load_run(path)
+        if weights is None and path.suffix == ".keras":
+            return cls._load_file(path)
+        return cls._load_published(str(source), weights or "imagenet")
+
+    @classmethod
+    def _load_run(cls, folder):
+        """The classifier that a training run left."""
+        if not (folder / "recipe.json").is_file():
+            raise ValueError(
+                "`source` must be the folder of a training run, a .keras file "
+                f"or a model's name; the folder {folder} has no recipe.json."
+            )
+        path = folder / "model.keras"
+        if not path.is_file():
+            raise ValueError(
+                f"`source` must be a finished run; {folder} has no {path.name} "
+                "yet. Start the same training again to finish it."
+            )
+        return cls._load_file(path)
+
+    @classmethod
+    def _load_file(cls, path):
+        """A `.keras` file, with what this package wrote into it."""
+        if not path.is_file():
+            raise ValueError(
+                "`source` must be the folder of a training run, a .keras file "
+                f"or a model's name; there is no file {path}."
+            )
+        metadata = _read_metadata(path)
+        return cls(keras.saving.load_model(path), **metadata)
+
+    @classmethod
+    def _load_published(cls, name, weights):
+        """A model by name, with published weights and what they go with."""
+        if reader_of(weights) or os.path.exists(weights):
+            raise ValueError(
+                "`weights` must be a tag of `list_weights`, whose transform is "
+                f"known; got the file {weights!r}."
+            )
+        record = get_weights(name, weights)
+        size = record.image_size
+        model = build(name, weights=weights, input_shape=(size, size, 3))
+        return cls(model, imagenet.labels(), record.transform, record)
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write model, class names and transform into one `.keras` file.
+
+        Args:
+            path: A path that ends in `.keras`.
+            overwrite: Whether to replace an existing file. Defaults to
+                `False`.
+
+        Raises:
+            ValueError: if `path` ends otherwise.
+            FileExistsError: if `path` exists and `overwrite` is false.
+
+        Example:
+
+        >>> classifier.save("digits.keras")
+        """
+        if pathlib.Path(path).suffix != ".keras":
+            raise ValueError(f"`path` must end in .keras; got {str(path)!r}.")
+        metadata = {
+            "labels": None if self.labels is None else list(self.labels),
+            "transform": self.transform and self.transform.to_config(),
+        }
+        with staged(path, overwrite=overwrite) as new:
+            self.model.save(new)
+            # A .keras file is a zip archive; Keras reads the other members.
+            with zipfile.ZipFile(new, "a") as archive:
+                archive.writestr(_METADATA_FILE, json.dumps(metadata))
+
+    def predict(
+        self,
+        images: Any,
+        batch_size: int = 32,
+        *,
+        on_bad_image: str = "error",
+    ) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: Path of an image file or of a folder, whose images are
+                taken in order, those in folders below it too; or an array of
+                images, uint8 `(images, height, width, 3)`; or a list of
+                paths, of Pillow images, or of arrays `(height, width, 3)` of
+                any size.
+            batch_size: Images that the model sees at once. Defaults to 32.
+            on_bad_image: `"error"`, or `"skip"` to go on after a file that
+                cannot be read; its `Prediction` says why. Defaults to
+                `"error"`.
+
+        Returns:
+            A list with a `Prediction` for each image, in order.
+
+        Raises:
+            ValueError: if the model does not end in class probabilities, there
+                are no images, or one cannot be read.
+
+        Example:
+
+        >>> for prediction in classifier.predict("photos/"):
+        ...     print(prediction.name, prediction.label)
+        """
+        return list(
+            self.iter_predictions(images, batch_size, on_bad_image=on_bad_image)
+        )
+
+    def iter_predictions(
+        self,
+        images: Any,
+        batch_size: int = 32,
+        *,
+        on_bad_image: str = "error",
+    ) -> Iterator[Prediction]:
+        """What `predict` returns, one image after another; see there.
+
+        Memory holds two batches, however many images there are.
+        """
+        check_classifier(self.model)
+        if self.transform is None:
+            raise ValueError(
+                "`transform` must be given for a model that does not take "
+                f"square RGB images; {self.model.name} takes "
+                f"{self.model.input_shape}."
+            )
+        if batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be 1 or more; got {batch_size}."
+            )
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(
+                f'`on_bad_image` must be "error" or "skip"; got '
+                f"{on_bad_image!r}."
+            )
+        items = _named_images(images)
+        return self._predict(items, batch_size, on_bad_image)
+
+    def _predict(self, items, batch_size, on_bad_image):
+        """Classify batches while the next one is being read."""
+        for names, inputs in _read_ahead(self.transform, items, batch_size):
+            errors = [x if isinstance(x, Exception) else None for x in inputs]
+            if on_bad_image == "error":
+                for error in filter(None, errors):
+                    raise error
+            readable = [
+                x for x, e in zip(inputs, errors, strict=True) if e is None
+            ]
+            rows = iter(())
+            if readable:
+                rows = iter(self.model.predict_on_batch(np.stack(readable)))
+            for name, error in zip(names, errors, strict=True):
+                if error is None:
+                    yield Prediction(name, next(rows), self.labels)
+                else:
+                    yield Prediction(name, None, self.labels, str(error))
+
+
+def as_classifier(
+    model: keras.Model | Classifier,
+    labels: Sequence[str] | None = None,
+    transform: EvalTransform | None = None,
+) -> Classifier:
+    """A model, or a classifier, as a classifier.
+
+    Args:
+        model: A `keras.Model` or a `Classifier`.
+        labels: Class names that replace the classifier's. Defaults to `None`.
+        transform: A transform that replaces the classifier's. Defaults to
+            `None`.
+
+    Returns:
+        A `Classifier`.
+
+    Raises:
+        ValueError: see `Classifier`.
+
+    Example:
+
+    >>> as_classifier(keras_resnext.ResNeXt50(weights=None)).labels is None
+    True
+    """
+    if not isinstance(model, Classifier):
+        return Classifier(model, labels, transform)
+    return dataclasses.replace(
+        model,
+        labels=model.labels if labels is None else labels,
+        transform=transform or model.transform,
+    )
+
+
+def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The image files of a folder and of those below it, in order.
+
+    Args:
+        folder: The folder. Hidden files and folders are left out.
+
+    Returns:
+        Sorted paths with one of the endings in `IMAGE_SUFFIXES`.
+
+    Example:
+
+    >>> list_images("photos")[0].name
+    'cat.jpg'
+    """
+    folder = pathlib.Path(folder)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(
+            part.startswith(".") for part in path.relative_to(folder).parts
+        )
+    )
+
+
+def _square_side(model):
+    """Side of the square RGB images that a model takes, or `None`."""
+    try:
+        return image_size(model)
+    except (AttributeError, ValueError):
+        return None
+
+
+def _read_metadata(path):
+    """Labels and transform in a `.keras` file; none in one from elsewhere."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _METADATA_FILE not in archive.namelist():
+                return {}
+            metadata = json.loads(archive.read(_METADATA_FILE))
+            transform = metadata["transform"]
+            return {
+                "labels": metadata["labels"],
+                "transform": transform and EvalTransform.from_config(transform),
+            }
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a .keras file of this package: {error}"
+        ) from error
+
+
+def _named_images(images):
+    """Pairs of a name and an image for whatever `predict` takes."""
+    if isinstance(images, (str, os.PathLike)):
+        folder = pathlib.Path(images)
+        images = list_images(folder) if folder.is_dir() else [folder]
+        if not images:
+            raise ValueError(
+                "`images` must be image files or a folder with some; "
+                f"{folder} has none that end in {', '.join(IMAGE_SUFFIXES)}."
+            )
+    if not isinstance(images, Iterable) or not len(images):
+        raise ValueError(
+            f"`images` must be image files, a folder or arrays; got {images!r}."
+        )
+    return [
+        (str(image), image)
+        if isinstance(image, (str, os.PathLike))
+        else (str(number), image)
+        for number, image in enumerate(images)
+    ]
+
+
+def _read_ahead(transform, items, batch_size):
+    """Names and inputs by batch; the next is read while one is in use."""
+
+    def read(image):
+        try:
+            return transform(image)
+        except (OSError, ValueError) as error:
+            return error
+
+    batches = [
+        items[i : i + batch_size] for i in range(0, len(items), batch_size)
+    ]
+    # Pillow decodes and resizes outside of Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = collections.deque()
+        for batch in batches:
+            names = [name for name, _ in batch]
+            futures = [pool.submit(read, image) for _, image in batch]
+            waiting.append((names, futures))
+            if len(waiting) > 1:
+                names, futures = waiting.popleft()
+                yield names, [future.result() for future in futures]
+        for names, futures in waiting:
+            yield names, [future.result() for future in futures]
