@@ -384,7 +384,7 @@ def predict(
     if weights is not None:
         photos = [read_photo(path) for path in images]
         network, record = _load_published(model, weights)
-        labels, transform = imagenet_labels(), record.transform()
+        labels, transform = imagenet_labels(), record.transform
         inputs = [transform(photo) for photo in photos]
     else:
         network, _, notes = _load(model)
@@ -597,7 +597,7 @@ def _exported(model, weights, dataset, data_dir):
         if dataset:
             open_dataset(dataset, data_dir)  # or say so before downloading
         network, record = _load_published(model, weights)
-        labels, show = imagenet_labels(), record.pixels()
+        labels, show = imagenet_labels(), record.transform.pixels
         resize = functools.partial(
             resize_then_crop,
             resize_size=record.resize_size,
@@ -913,7 +913,7 @@ def _evaluate_published(
         split=split,
         batch_size=batch_size,
         data_dir=data_dir,
-        transform=record.transform(),
+        transform=record.transform,
         on_bad_image=on_bad_image,
     )
     table = _table("", "top-1 (%)", "top-5 (%)", "images", title=record.name)

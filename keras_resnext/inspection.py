@@ -63,6 +63,11 @@ def output_kind(model: keras.Model) -> str:
     return "logits" if activation is keras.activations.linear else "scores"
 
 
+def puts_out_probabilities(model):
+    """Whether the model's only output is a softmax's."""
+    return output_kind(model) == "probabilities"
+
+
 def classifies(model):
     """Whether a model's only output has one number for each class."""
     kind = output_kind(model)

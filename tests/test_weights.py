@@ -195,7 +195,7 @@ def assert_same_logits(model, network, record):
     batch = torch.stack([theirs(Image.fromarray(x)) for x in images])
     with torch.inference_mode():
         expected = network(batch).numpy()
-    ours = record.transform()
+    ours = record.transform
     found = np.asarray(model(np.stack([ours(x) for x in images])))
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     assert difference < RELATIVE_TOLERANCE
@@ -220,7 +220,7 @@ def has_transform(record):
 def test_transform_is_theirs(record):
     from PIL import Image
 
-    ours, theirs = record.transform(), their_transform(record)
+    ours, theirs = record.transform, their_transform(record)
     for image in pictures():
         expected = theirs(Image.fromarray(image)).permute(1, 2, 0).numpy()
         found = ours(image)
@@ -947,7 +947,7 @@ def test_keras_applications_files(include_top, server, monkeypatch):
     monkeypatch.setitem(vars(record), "md5", digest)
 
     model = keras_resnext.ResNeXt50(weights="keras", include_top=include_top)
-    images = np.stack([record.transform()(x) for x in pictures()[:2]])
+    images = np.stack([record.transform(x) for x in pictures()[:2]])
     expected = network(images).numpy()
     found = model(images).numpy()
     assert np.ptp(expected) > 0.01

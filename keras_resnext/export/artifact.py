@@ -27,8 +27,8 @@ from keras_resnext.files import check_free
 from keras_resnext.files import staged
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_shape
-from keras_resnext.inspection import output_kind
 from keras_resnext.inspection import output_names
+from keras_resnext.inspection import puts_out_probabilities
 
 # What TensorFlow and Keras write into the folder of a SavedModel.
 _SAVED_MODEL = {
@@ -232,7 +232,7 @@ def _expected(model, preprocessing, images):
     last = model.outputs[0]._keras_history.operation
     inside = isinstance(last, (keras.layers.Dense, keras.layers.Softmax))
     probe = None
-    if output_kind(model) == "probabilities" and inside:
+    if puts_out_probabilities(model) and inside:
         # A layer that was called on other inputs before has those.
         with contextlib.suppress(ValueError):
             outputs = {"before": last.input, "scores": model.outputs[0]}

@@ -22,7 +22,7 @@ from keras_resnext.export.quantization import layer_errors
 from keras_resnext.export.quantization import quantize_tflite
 from keras_resnext.export.saved_model import write_saved_model
 from keras_resnext.extras import require
-from keras_resnext.inspection import output_kind
+from keras_resnext.inspection import puts_out_probabilities
 from keras_resnext.layers import use_conv_implementation
 
 INPUT_DTYPES = ("float32", "uint8")
@@ -232,7 +232,7 @@ def _add_metadata(content, model, graph, labels, preprocessing):
         pixels=preprocessing is not None,
         input_name=IMAGE,
         output_names=graph.names,
-        probabilities=output_kind(model) == "probabilities",
+        probabilities=puts_out_probabilities(model),
         has_labels=labels is not None,
     )
     buffer = schema.BufferT()

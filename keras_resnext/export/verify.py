@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 from keras_resnext.inspection import classifies
-from keras_resnext.inspection import output_kind
 from keras_resnext.inspection import output_names
+from keras_resnext.inspection import puts_out_probabilities
 
 # Far above what float32 rounds to zero, and far below what counts.
 _SMALLEST_PROBABILITY = 1e-30
@@ -201,7 +201,7 @@ def logits(model, scores):
         float64 array `(images, classes)`.
     """
     scores = np.asarray(scores, "float64")
-    if output_kind(model) != "probabilities":
+    if not puts_out_probabilities(model):
         return scores
     logs = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
     return logs - logs.mean(axis=-1, keepdims=True)
