@@ -7,10 +7,11 @@ from keras_resnext.names import stage_of
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
 class FeaturePyramid(keras.Model):
-    """The feature maps of all stages as a model, see `feature_pyramid`.
+    """The model that `feature_pyramid` returns.
 
-    `pyramid_outputs` is what KerasHub's detectors and segmenters read of an
-    image encoder: `{"P2": C2, ..., "P5": C5}`. It survives saving.
+    `pyramid_outputs` is the attribute that KerasHub's detectors and
+    segmenters read of an image encoder: `{"P2": C2, ..., "P5": C5}`. It is
+    kept when the model is saved.
 
     Args:
         model: A model of the builders, of any form, with or without top.
@@ -54,12 +55,11 @@ def feature_pyramid(model: keras.Model) -> keras.Model:
         model: A model of the builders, of any form, with or without top.
 
     Returns:
-        A `keras.Model` on the same layers and weights with a list of outputs,
-        one a stage: C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet
-        stem (less where `output_stride` says so), C2 to C4 of strides 1, 2
-        and 4 with the CIFAR stem. Its `pyramid_outputs` has them by the names
-        P2 to P5, so that it is an image encoder for KerasHub's `RetinaNet`
-        and `DeepLabV3`.
+        A `keras.Model` that shares the layers and has one output per stage:
+        C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet stem (at most
+        `output_stride`), C2 to C4 of strides 1, 2 and 4 with the CIFAR stem.
+        Its `pyramid_outputs` names them P2 to P5, so that it can be the image
+        encoder of KerasHub's `RetinaNet` and `DeepLabV3`.
 
     Raises:
         ValueError: if the model has no such stages.

@@ -33,8 +33,8 @@ from keras_resnext.inspection import classifies
 from keras_resnext.inspection import output_names
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
-from keras_resnext.weights.transform import resize_crop_normalize
 from tests.conftest import randomize
 
 EXPORTERS = {
@@ -693,9 +693,7 @@ def test_pictures_as_published_weights_were_evaluated(photos, interpolation):
             "image_size": 16,
             "interpolation": interpolation,
         }
-        expected = resize_crop_normalize(
-            photo, mean=(0,) * 3, std=(1 / 255,) * 3, **options
-        )
+        expected = EvalTransform(**options).pixels(photo)
         found = resize_then_crop(tf.constant(photo), **options).numpy()
         assert found.shape == expected.shape == (16, 16, 3)
         assert np.mean(np.abs(found - expected)) < 2

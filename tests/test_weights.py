@@ -230,7 +230,7 @@ def test_transform_is_theirs(record):
 
 
 def test_transform_refuses_what_is_no_photograph():
-    transform = PUBLISHED[0].transform()
+    transform = PUBLISHED[0].transform
     for wrong in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8)):
         with pytest.raises(ValueError, match="`image` must be uint8"):
             transform(wrong)
