@@ -331,7 +331,7 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         ("train --workdir {run}/recipe.json", "`workdir` must be a folder"),
         ("evaluate {run} --dataset {other}", "must have the classes that"),
         ("export {run} --data {other}", "must have the classes that"),
-        ("export {run} --output {run}/recipe.json", "must lie in a folder"),
+        ("export {run} --output {run}/recipe.json", "must be in a folder"),
         (
             "export {run}/model.keras --data {other} --output {new}",
             "must have the classes that",
