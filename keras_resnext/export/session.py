@@ -239,13 +239,12 @@ class Session:
         # Not through `ExportGraph`, whose mistakes verification must find.
         # Nor through `predict`: TensorFlow counts its traces over all models
         # of a process, and warns from the fifth on.
+        spec = tf.TensorSpec((None, *image.shape[1:]), tf.float32)
         predict = tf.function(
             lambda x: named_outputs(names, model(x, training=False)),
-            input_signature=[
-                tf.TensorSpec((None, *image.shape[1:]), tf.float32)
-            ],
+            input_signature=[spec],
             autograph=False,
-        )
+        ).get_concrete_function()
 
         def run(images):
             pixels = tf.cast(self._preprocess(images), tf.float32)
