@@ -1,6 +1,5 @@
 """`keras-resnext export`: a model in other formats, each file verified."""
 
-import dataclasses
 import signal
 import sys
 from pathlib import Path
@@ -100,66 +99,51 @@ def export(
     Every file is compared with Keras on the same images before it is put in
     place; report.json and report.png have the results.
     """
-    from keras_resnext.extras import require
-
     start_tensorflow()
     from keras_resnext.classifier import Classifier
     from keras_resnext.export import ExportError
-    from keras_resnext.export import report
+    from keras_resnext.export import export_files
+    from keras_resnext.export import plan_files
 
-    quantizations = [None if q == "none" else q for q in _names(quantize)]
-    planned = report.plan(_names(formats), quantizations)
-    limits = _limits(
-        quantizations,
-        logit_difference=max_difference,
-        correlation=min_correlation,
-        centred_correlation=min_centred_correlation,
-        top1_agreement=min_agreement,
+    plan = plan_files(
+        _default_folder(model) if output is None else output,
+        _names(formats),
+        [None if name == "none" else name for name in _names(quantize)],
+        data_format=data_format,
+        exclude=exclude_worst,
+        limits={
+            "logit_difference": max_difference,
+            "correlation": min_correlation,
+            "centred_correlation": min_centred_correlation,
+            "top1_agreement": min_agreement,
+        },
+        threads=threads,
+        overwrite=overwrite,
     )
-    for format, _ in planned:
-        if format in _RUNTIMES:
-            purpose = f"Verification of {format}"
-            require(_RUNTIMES[format], extra="export", purpose=purpose)
-    require("matplotlib", extra="export", purpose="The picture")
-    if exclude_worst and not ({"dynamic", "int8"} & set(quantizations)):
-        raise ValueError("`exclude_worst` needs `quantize` dynamic or int8.")
-    if data_format != "NHWC" and "onnx" not in _names(formats):
-        raise ValueError("`data_format` needs the format onnx.")
     # Temporary files are removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    folder = _default_folder(model) if output is None else output
-    report.check_places(folder, planned, overwrite=overwrite)
-    source = _open_data(model, data, data_dir, needed="int8" in quantizations)
+    needs_calibration = "int8" in _names(quantize)
+    source = _open_data(model, data, data_dir, needs_calibration)
     classifier = Classifier.load(model, weights)
     images = _read_images(
         classifier,
         source,
         max_images,
-        calibration_images if "int8" in quantizations else 0,
+        calibration_images if needs_calibration else 0,
     )
     with console.status("") as status:
-        result = report.export_files(
+        report = export_files(
             classifier,
-            folder,
-            planned,
+            plan,
             **images,
-            data_format=data_format,
-            exclude=exclude_worst,
-            limits=limits,
-            threads=threads,
-            overwrite=overwrite,
             on_file=lambda path: status.update(
                 f"Writing and verifying {escape(str(path))}"
             ),
         )
-    _print_result(result, limits)
-    failed = [line["error"] for line in result["files"] if not line["passed"]]
+    _print_report(report)
+    failed = [file.error for file in report.files if not file.passed]
     if failed:
         raise ExportError(" ".join(failed))
-
-
-# What verifies a file, where it is not TensorFlow itself.
-_RUNTIMES = {"tflite": "ai_edge_litert", "onnx": "onnxruntime"}
 
 
 def _names(text):
@@ -169,14 +153,6 @@ def _names(text):
 def _default_folder(model):
     path = Path(model)
     return (path if path.is_dir() else path.parent) / "export"
-
-
-def _limits(quantizations, **options):
-    """The default limits, with those that were given in their place."""
-    from keras_resnext.export.verify import LIMITS
-
-    given = {name: x for name, x in options.items() if x is not None}
-    return {q: dataclasses.replace(LIMITS[q], **given) for q in quantizations}
 
 
 def _open_data(model, dataset, data_dir, needed):
@@ -214,48 +190,42 @@ def _read_images(classifier, data, count, calibration_count):
     return {"images": images, "classes": classes, "calibration": calibration}
 
 
-def _print_result(report, limits):
-    """The table of files, and where they are."""
+def _print_report(report):
+    """Size, agreement with Keras and cost of each file, and where it is."""
     from keras_resnext.export.verify import describe_limits
-
-    _print_table(report)
-    for line in report["files"]:
-        if line["passed"]:
-            held = describe_limits(limits[line["quantize"]])
-            console.print(f"Wrote {escape(line['path'])} ({held}).")
-
-
-def _print_table(report):
-    """Size, agreement with Keras, and cost of each file."""
-    from keras_resnext.export.report import line_name
 
     rows = table(
         "file",
         *("size (MB)", "largest", "mean", "top-1", "accuracy"),
         *("time (ms)", "peak (MB)"),
-        title=f"{report['images']} images, each in the file's own runtime: "
+        title=f"{report.images} images, each in the file's own runtime: "
         "largest and mean difference\nfrom Keras' logits, top-1 agreement, "
         "median time of one image, peak memory;\n"
-        f"{report['threads']} threads",
+        f"{report.threads} threads",
     )
     rows.box = box.SIMPLE  # or it would need more than 80 columns
     rows.padding = 0
     rows.columns[0].no_wrap = True
-
-    def shown(value, form, unit=1):
-        return "-" if value is None else format(value / unit, form)
-
-    accuracy = shown(report["keras_accuracy"], ".4f")
+    accuracy = _shown(report.keras_accuracy, ".4f")
     rows.add_row("keras", *["-"] * 4, accuracy, "-", "-")
-    for line in report["files"]:
+    for file in report.files:
+        agreement = file.agreement
         rows.add_row(
-            line_name(line),
-            shown(line["bytes"], ".2f", 1e6),
-            shown(line["max_logit_difference"], ".1e"),
-            shown(line["mean_logit_difference"], ".1e"),
-            shown(line["top1_agreement"], ".2%"),
-            shown(line["accuracy"], ".4f"),
-            shown(line["latency_ms"], ".2f") if line["passed"] else "FAILED",
-            shown(line["peak_bytes"], ".0f", 1e6),
+            file.name,
+            _shown(file.bytes, ".2f", 1e6),
+            _shown(agreement and agreement.max_logit_difference, ".1e"),
+            _shown(agreement and agreement.mean_logit_difference, ".1e"),
+            _shown(agreement and agreement.top1_agreement, ".2%"),
+            _shown(file.accuracy, ".4f"),
+            _shown(file.latency_ms, ".2f") if file.passed else "FAILED",
+            _shown(file.peak_bytes, ".0f", 1e6),
         )
     console.print(rows)
+    for file in report.files:
+        if file.passed:
+            limits = describe_limits(file.limits)
+            console.print(f"Wrote {escape(file.path)} ({limits}).")
+
+
+def _shown(value, form, unit=1):
+    return "-" if value is None else format(value / unit, form)
