@@ -172,7 +172,7 @@ def test_weights_of_another_model_leave_this_one_as_it_was(tmp_path):
     before = model.get_weights()
     for name, message in (
         ("other", "must fit .*other.*resnext11_4x4d.* is resnext11_2x4d"),
-        ("junk", "junk.weights.h5 is no HDF5 file"),
+        ("junk", "junk.weights.h5 is not an HDF5 file"),
     ):
         with pytest.raises(ValueError, match=message):
             keras_resnext.load_weights(model, tmp_path / f"{name}.weights.h5")
