@@ -414,6 +414,23 @@ def test_models_that_are_no_graphs_are_refused(rewrite):
             rewrite(model)
 
 
+def test_lora_is_not_folded():
+    model = make()
+    model.get_layer("conv2_block1_1_conv").enable_lora(2)
+    for rewrite in (fold_batch_norm, lambda m: convert_form(m, "branches")):
+        with pytest.raises(ValueError, match="conv2_block1_1_conv"):
+            rewrite(model)
+    with pytest.raises(ValueError, match="conv2_block1_1_conv are LoRA's"):
+        fold_batch_norm(model)
+
+
+@pytest.mark.parametrize("form", list(TRANSFORMS))
+def test_folded_models_are_not_converted(form):
+    folded = fold_batch_norm(make(form))
+    with pytest.raises(ValueError, match="are folded. Convert it before"):
+        convert_form(folded, "grouped")
+
+
 def test_bad_conversions_are_refused():
     with pytest.raises(ValueError, match="`form` must be one of 'grouped'"):
         convert_form(make(), "dense")

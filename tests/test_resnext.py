@@ -16,11 +16,11 @@ import tensorflow as tf
 
 import keras_resnext
 from keras_resnext.variants import build
-from keras_resnext.weights.convert import infer_architecture
 from tests import reference
 from tests.conftest import randomize
 from tests.regenerate_golden import GOLDEN
 from tests.regenerate_golden import VARIANTS
+from tests.regenerate_golden import layer_specs
 
 SMALL = {"stem": "cifar", "weights": None, "input_shape": (16, 16, 3)}
 
@@ -121,7 +121,7 @@ def test_layers_are_as_frozen(name):
     If this fails and the change is intended, old weight files no longer
     load: say so in CHANGELOG.md and run `make golden`.
     """
-    assert infer_architecture(VARIANTS[name]()) == frozen(name)
+    assert layer_specs(VARIANTS[name]()) == frozen(name)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_weights_of_another_model_leave_this_one_as_it_was(tmp_path):
     before = model.get_weights()
     for name, message in (
         ("other", "must fit .*other.*resnext11_4x4d.* is resnext11_2x4d"),
-        ("junk", "junk.weights.h5 is no HDF5 file"),
+        ("junk", "junk.weights.h5 is not an HDF5 file"),
     ):
         with pytest.raises(ValueError, match=message):
             keras_resnext.load_weights(model, tmp_path / f"{name}.weights.h5")

@@ -470,6 +470,23 @@ def test_export_opens_in_torch_and_here(tmp_path):
     folded = keras_resnext.fold_batch_norm(source)
     with pytest.raises(ValueError, match="has no conv1_bn"):
         keras_resnext.export_weights(folded, tmp_path / "f.safetensors")
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize("change", ["lora", "int8"])
+def test_weights_that_are_not_plain_are_not_exported(change, tmp_path):
+    model = tiny()
+    classifier = model.get_layer("predictions")
+    if change == "lora":
+        classifier.enable_lora(2)
+    else:
+        classifier.quantize("int8")
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ValueError, match="those of predictions are"):
+        keras_resnext.export_weights(model, path)
+    assert not path.exists()
 
 
 def test_exported_weights_open_in_timm(tmp_path):
@@ -555,6 +572,8 @@ def damaged(tensors, damage):
         tensors["fc.weight"] = tensors["fc.weight"].T
     elif damage == "empty":
         tensors["layer1.0.conv2.weight"] = np.zeros((0, 4, 3, 3), "float32")
+    elif damage == "complex":
+        tensors["fc.bias"] = tensors["fc.bias"].astype("complex64")
     elif damage == "large":
         tensors["bn1.weight"] = np.full(64, 1e300)
     elif damage == "negative":
@@ -569,6 +588,7 @@ def damaged(tensors, damage):
         ("missing", "lacks: conv3_block2_2_conv"),
         ("renamed", "must be a ResNet's; got 'layer2.1.conv9'"),
         ("empty", "w.safetensors has the weights of no network"),
+        ("complex", "complex numbers in predictions"),
         ("large", "float32; .* has NaN, infinity or larger .*conv1_bn"),
         ("another block", "of resnext20_4x4d, the model is resnext17_4x4d"),
         ("nan", "NaN, infinity .* in conv3_block2_2_conv"),
