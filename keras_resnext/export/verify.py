@@ -253,7 +253,7 @@ def check_limits(limits, quantize) -> Limits:
 
 
 def verify(
-    session, file, path, *, format, quantize, limits, layer_errors=()
+    session, file, path, format, quantize, limits, layer_errors=()
 ) -> Artifact:
     """Compare a file with Keras, in its own runtime.
 
@@ -281,7 +281,7 @@ def verify(
             f"{first_line(error)}"
         ) from error
     artifact = Artifact(
-        path=path,
+        path=pathlib.Path(path),
         format=format,
         quantize=quantize,
         size=_size(file),
