@@ -136,8 +136,9 @@ class FileReport:
     def to_json(self) -> dict:
         """All values by name; those of `agreement` stand beside the others."""
         values = dataclasses.asdict(self)
+        agreement = values.pop("agreement")
         names = [field.name for field in dataclasses.fields(Agreement)]
-        return values | (values.pop("agreement") or dict.fromkeys(names))
+        return values | (agreement or dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -130,13 +130,11 @@ class Limits:
             words.append(
                 f"difference at most {self.logit_difference:g} of the largest"
             )
-        for name, label in (
-            ("correlation", "correlation"),
-            ("centred_correlation", "centred correlation"),
-            ("top1_agreement", "top-1 agreement"),
-        ):
-            if (limit := getattr(self, name)) != getattr(Limits, name):
-                words.append(f"{label} at least {limit:g}")
+        words += [
+            f"{name.replace('_', ' ')} at least {limit:g}"
+            for name in _MEASURES
+            if (limit := getattr(self, name)) != getattr(Limits, name)
+        ]
         return ", ".join(words) or "no limits"
 
 
