@@ -20,10 +20,10 @@ from keras_resnext.export import onnx
 from keras_resnext.export import quantization
 from keras_resnext.export import runtimes
 from keras_resnext.export.picture import draw_report
-from keras_resnext.export.saved_model import export_saved_model
+from keras_resnext.export.saved_model import to_saved_model
 from keras_resnext.export.session import Session
 from keras_resnext.export.session import check_path
-from keras_resnext.export.tflite import export_tflite
+from keras_resnext.export.tflite import to_tflite
 from keras_resnext.export.verify import LIMITS
 from keras_resnext.export.verify import Agreement
 from keras_resnext.export.verify import Artifact
@@ -37,9 +37,9 @@ from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
 _EXPORTERS = {
-    "savedmodel": export_saved_model,
-    "tflite": export_tflite,
-    "onnx": onnx.export_onnx,
+    "savedmodel": to_saved_model,
+    "tflite": to_tflite,
+    "onnx": onnx.to_onnx,
 }
 _FILES = {
     "savedmodel": "saved_model",
@@ -136,8 +136,9 @@ class FileReport:
     def to_json(self) -> dict:
         """All values by name; those of `agreement` stand beside the others."""
         values = dataclasses.asdict(self)
+        agreement = values.pop("agreement")
         names = [field.name for field in dataclasses.fields(Agreement)]
-        return values | (values.pop("agreement") or dict.fromkeys(names))
+        return values | (agreement or dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -357,13 +358,10 @@ def _file_names(formats, quantizations):
 
 def _check_paths(plan):
     """Refuse places that are taken, each once."""
-    for (format, _), name in plan.files.items():
-        check_path(plan.folder / name, format, overwrite=plan.overwrite)
-    for name in (_REPORT, _PICTURE):
-        path = plan.folder / name
-        check_free(path, overwrite=plan.overwrite)
-        if path.is_dir():
-            raise FileExistsError(f"`path` must be a file; {path} is a folder.")
+    formats = {name: format for (format, _), name in plan.files.items()}
+    for name, format in (formats | {_REPORT: "json", _PICTURE: "png"}).items():
+        check_path(plan.folder / name, format)
+        check_free(plan.folder / name, overwrite=plan.overwrite)
 
 
 def _describe(artifact: Artifact | None, classes) -> dict:
