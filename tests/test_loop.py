@@ -689,8 +689,8 @@ def test_a_full_disk_loses_nothing(recipe, tmp_path):
         ({"save_every_steps": -1}, "`save_every_steps` must be at least 0"),
         ({"keep": 0}, "`keep` must be at least 1; got 0"),
         ({"on_bad_image": "x"}, '`on_bad_image` must be "error" or "skip"'),
-        ({"strategy": "multiworker"}, "needs TF_CONFIG .*found neither"),
-        ({"strategy": "tpu"}, "needs a TPU that answers"),
+        ({"strategy": "multiworker"}, "needs TF_CONFIG .*neither is set"),
+        ({"strategy": "tpu"}, "needs a TPU that responds"),
     ],
 )
 def test_bad_options_leave_no_trace(options, message, recipe, tmp_path):

@@ -41,7 +41,7 @@ def test_overrides_take_the_type_of_the_field():
         ("dataset=", "`dataset` must be a name or a folder"),
         (f"seed={2**40}", "`seed` must be less than 2"),
         ("weight_decay=-1", "`weight_decay` must be 0 or above"),
-        ("milestones=30", "`milestones` must be rising .* else empty"),
+        ("milestones=30", "`milestones` must be increasing .* else empty"),
         ("milestones=a", "`milestones` must be whole numbers with commas"),
         ("schedule=linear", "`schedule` must be one of cosine, step"),
         (

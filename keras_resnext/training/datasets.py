@@ -1,4 +1,4 @@
-"""Labelled images as batches: TensorFlow Datasets, or a folder by class."""
+"""Find and open data sets: TensorFlow Datasets, or a folder by class."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.classifier import Classifier
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+from keras_resnext.training.run import Run
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import decode
 
-# The split to watch and to judge by, whatever a data set calls it. ImageNet's
-# "test" carries no labels, so it comes last.
+# The validation split's name, by preference. ImageNet's "test" has no labels,
+# so it comes last.
 VAL_SPLITS = ("validation", "val", "valid", "test")
 _SHUFFLE_BUFFER = 4096  # images
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
@@ -24,36 +26,36 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A data set whose classes are known and whose images may yet come.
-
-    Made by `open_dataset`.
+    """A labelled data set, as `open_dataset` returns it.
 
     Args:
-        builder: The TFDS builder behind it.
-        folder: The folder of images, or `None`.
+        name: Its name or folder.
+        builder: Its TFDS builder.
+        is_folder: Whether it is a folder of images by class. Defaults to
+            `False`.
     """
 
+    name: str
     builder: tfds.core.DatasetBuilder
-    folder: str | None = None
+    is_folder: bool = False
 
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of their indices.
 
-        Some data sets know them only once they are prepared, and have the
-        indices instead until then.
+        Some data sets have indices for names until they are prepared.
         """
         return list(self.builder.info.features["label"].names)
 
     @property
     def val_split(self) -> str:
-        """Name of the split that is not trained on; it holds images."""
+        """Name of the validation split."""
         for split in VAL_SPLITS:
             if split in self.builder.info.splits and self.num_examples(split):
                 return split
         raise ValueError(
             "`dataset` must have images in one of the splits "
-            f"{_listed(VAL_SPLITS)}; {self.builder.name} has "
+            f"{_listed(VAL_SPLITS)}; {self.name} has "
             f"{_listed(self.builder.info.splits)}."
         )
 
@@ -66,44 +68,76 @@ class ImageData:
         splits = self.builder.info.splits
         if split not in splits:
             raise ValueError(
-                f"`split` must be one of those of {self.builder.name}, "
+                f"`split` must be one of those of {self.name}, "
                 f"{_listed(splits)}; got {split!r}."
             )
         return splits[split].num_examples
 
     def prepare(self) -> None:
-        """Download and write what is not there yet; a folder is as it is."""
-        if not self.folder:
-            try:
-                self.builder.download_and_prepare()
-            except AssertionError as error:
-                # How TFDS says that files must be fetched by hand first.
-                raise FileNotFoundError(str(error)) from error
+        """Download and prepare the data set, unless that is done.
+
+        Raises:
+            FileNotFoundError: if files must first be downloaded by hand; the
+                message says which, and where to put them.
+        """
+        if self.is_folder:
+            return
+        # They are nested, and overwrite each other and everybody else's.
+        tfds.disable_progress_bar()
+        try:
+            self.builder.download_and_prepare()
+        except AssertionError as error:
+            # What TFDS raises when files must be downloaded by hand.
+            raise FileNotFoundError(str(error)) from error
+
+    def check_classes(self, classifier: Classifier) -> None:
+        """Refuse a classifier with other classes.
+
+        Published weights name ImageNet's classes in their own way; only their
+        number is compared.
+
+        Args:
+            classifier: A `Classifier`.
+
+        Raises:
+            ValueError: if the classes differ in number, name or order.
+        """
+        count, labels = classifier.model.output_shape[-1], classifier.labels
+        if count != len(self.labels):
+            raise ValueError(
+                f"`dataset` must have the model's {count} classes; {self.name} "
+                f"has {len(self.labels)}."
+            )
+        named = labels and not classifier.record
+        if named and list(labels) != self.labels:
+            raise ValueError(
+                "`dataset` must have the model's classes, "
+                f"{list(labels[:20])}; {self.name} has {self.labels[:20]}."
+            )
 
     def encoded(
         self, split: str, *, shuffle_seed: int | None = None, skip: int = 0
     ) -> tf.data.Dataset:
-        """All images of a split as they are stored.
+        """The encoded images of a split.
 
-        A folder is shuffled as a whole. A TFDS data set, which is stored in
-        files to be read from the beginning, is shuffled in three: the files,
-        by reading several at a time, and a few thousand images at a time.
+        A folder is shuffled as a whole. TFDS data sets, which must be read
+        sequentially, are shuffled by file, by interleaving several files, and
+        by a buffer of some thousand images.
 
         Args:
             split: Name of the split.
-            shuffle_seed: Seed of the order; `None` for the data set's own.
+            shuffle_seed: Seed of the order; `None` for the stored order.
                 Defaults to `None`.
-            skip: How many to leave out at the beginning. Defaults to 0.
+            skip: Number of images to skip at the beginning. Defaults to 0.
 
         Returns:
-            A `tf.data.Dataset` of an image's name, its encoded bytes, and its
-            label, int64.
+            A `tf.data.Dataset` of name, encoded bytes, and label, int64.
 
         Raises:
             ValueError: if there is no such split.
         """
-        self.num_examples(split)  # says so if there is no such split
-        if self.folder:
+        self.num_examples(split)  # refuses unknown splits
+        if self.is_folder:
             names, labels = self._files(split)
             order = np.arange(len(names))
             if shuffle_seed is not None:
@@ -114,7 +148,7 @@ class ImageData:
             ).map(lambda name, label: (name, tf.io.read_file(name), label))
         options = tf.data.Options()
         options.deterministic = True
-        with _without_warnings():  # `add_tfds_id` calls what TensorFlow renamed
+        with _without_warnings():  # `add_tfds_id` calls a deprecated function
             examples = self.builder.as_dataset(
                 split=split,
                 decoders={"image": tfds.decode.SkipDecoding()},
@@ -124,7 +158,7 @@ class ImageData:
                 ),
             )
         if shuffle_seed is not None:
-            # Encoded images take a small part of the memory of pixels.
+            # Encoded images take far less memory than decoded ones.
             examples = examples.shuffle(
                 _SHUFFLE_BUFFER,
                 seed=shuffle_seed,
@@ -140,41 +174,42 @@ class ImageData:
 
     def _files(self, split):
         """Paths and labels of a folder's images, the same on every machine."""
-        found = [
+        files = [
             (str(path), label)
             for label, name in enumerate(self.labels)
-            for path in sorted(pathlib.Path(self.folder, split, name).glob("*"))
+            for path in sorted(pathlib.Path(self.name, split, name).glob("*"))
             if path.suffix.lower() in _SUFFIXES
         ]
         expected = self.num_examples(split)
-        if len(found) != expected:
+        if len(files) != expected:
             raise ValueError(
-                f"`dataset` must stay as it is; {self.folder} had {expected} "
-                f"images in {split}, now {len(found)}."
+                f"`dataset` must not change while in use; {self.name} had "
+                f"{expected} images in {split}, now {len(files)}."
             )
-        names, labels = zip(*found, strict=True)
+        names, labels = zip(*files, strict=True)
         return np.array(names), np.array(labels, "int64")
 
     def pixels(
         self,
         split: str,
-        image_size: int,
+        transform: EvalTransform,
         *,
-        crop: float = 1.0,
         without: Collection[str] = (),
     ) -> tf.data.Dataset:
-        """All images of a split as a network is shown them, in order.
+        """The images of a split, resized and cropped, in order.
 
         Args:
             split: Name of the split.
-            image_size: Side of the images, in pixels.
-            crop: See `Recipe.crop_pct`. Defaults to 1.
-            without: Names of images to leave out, such as those that
-                `evaluate` found to be none. Defaults to none.
+            transform: An `EvalTransform`.
+            without: Names of images to leave out, such as
+                `Evaluation.bad_images`. Defaults to none.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
             `(image_size, image_size, 3)`, and labels, int64.
+
+        Raises:
+            ValueError: if there is no such split.
         """
         examples = self.encoded(split)
         if without:
@@ -183,7 +218,7 @@ class ImageData:
             )
         return examples.map(
             lambda name, encoded, label: (
-                resize_and_crop(decode(encoded), image_size, crop=crop),
+                transform.pixels_in_graph(decode(encoded)),
                 label,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -193,43 +228,44 @@ class ImageData:
 def read_images(
     data: ImageData,
     split: str,
-    show: Callable,
+    pixels: Callable,
     *,
     count: int,
     shuffle_seed: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some images of a split, in memory.
+    """Read some images of a split into memory.
 
     Args:
-        data: An `ImageData`, prepared.
+        data: A prepared `ImageData`.
         split: Name of the split.
-        show: What makes an array of one size of each, uint8 `(height, width,
-            3)`.
-        count: How many images, if there are so many.
-        shuffle_seed: Seed of which; `None` for the first. Defaults to `None`.
+        pixels: Function of an image file's content to an array, the same
+            shape for all, such as `EvalTransform.pixels`.
+        count: Maximum number of images.
+        shuffle_seed: Seed of a random choice; `None` for the first images.
+            Defaults to `None`.
 
     Returns:
-        What `show` returns, stacked, and labels, `(images,)`.
+        Images, float32 `(images, height, width, 3)`, and labels, int64
+        `(images,)`.
 
     Raises:
-        ValueError: if one cannot be decoded, or there is no such split.
+        ValueError: if an image cannot be decoded, or there are none.
 
     Example:
 
-    >>> show = functools.partial(resize_and_crop, size=16)
-    >>> images, labels = read_images(data, "train", show, count=100)
+    >>> transform = EvalTransform.from_crop_pct(16)
+    >>> images, labels = read_images(data, "train", transform.pixels, count=100)
     """
     examples = data.encoded(split, shuffle_seed=shuffle_seed).take(count)
     images, labels = [], []
     for name, encoded, label in examples.as_numpy_iterator():
         try:
-            image = decode(encoded)
-        except tf.errors.InvalidArgumentError as error:
+            images.append(np.asarray(pixels(encoded), "float32"))
+        except ValueError as error:
             raise ValueError(
                 "`dataset` must have images that can be decoded; cannot decode "
-                f"{name.decode()}."
+                f"{name.decode()}: {error}"
             ) from error
-        images.append(np.asarray(show(image.numpy()), "float32"))
         labels.append(label)
     if not images:
         raise ValueError(
@@ -239,10 +275,10 @@ def read_images(
 
 
 def locate(name: str | os.PathLike) -> str:
-    """A data set's name as it is, a folder's as an absolute path.
+    """A data set's name unchanged, a folder's as an absolute path.
 
-    A bare name that TFDS knows is that data set, even where a folder is
-    called the same; `./name` is the folder.
+    A name that TFDS knows is that data set, even if there is a folder of the
+    same name; `./name` is the folder.
 
     Args:
         name: Name of a TFDS builder, or path of a folder.
@@ -261,26 +297,63 @@ def locate(name: str | os.PathLike) -> str:
     return str(folder.resolve()) if folder.is_dir() and not is_name else name
 
 
-def open_dataset(
-    name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+def dataset_for(
+    source: str | os.PathLike,
+    name: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
 ) -> ImageData:
-    """Find a data set by name or folder; nothing is downloaded yet.
+    """The data set to evaluate a classifier on, prepared.
 
     Args:
-        name: Name of a TFDS builder with an image and a label, such as
-            `"digits"` (part of this package) or `"cifar10"`; or path of a
-            folder `<split>/<class>/<image>.jpg` or `.png` with the splits
-            train and validation (or val, valid, test), see `locate`. Images
-            are taken as they are stored; a photo's note of how the camera was
-            held (EXIF) is not followed.
-        data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
-            default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        source: What `Classifier.load` takes.
+        name: Name or folder of a data set, see `open_dataset`. Defaults to
+            `None`, the one that `source`, then the folder of a run, was
+            trained on.
+        data_dir: See `open_dataset`. Defaults to `None`.
 
     Returns:
         An `ImageData`.
 
     Raises:
-        ValueError: if there is no such data set, or it is not one of images
+        ValueError: if `name` is missing and `source` is not the folder of a
+            run, or if the classes are not those of the run.
+
+    Example:
+
+    >>> dataset_for("runs/digits").name
+    'digits'
+    """
+    run = Run(source) if os.path.isdir(source) else None
+    if name is None and run is None:
+        raise ValueError(
+            "`dataset` must be given for a model that is not the folder of a "
+            f"run, {os.fspath(source)}."
+        )
+    data = open_dataset(name or run.recipe.dataset, data_dir)
+    data.prepare()
+    if run is not None:
+        run.check_labels(data.labels)
+    return data
+
+
+def open_dataset(
+    name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+) -> ImageData:
+    """Find a data set by name or folder, without downloading it.
+
+    Args:
+        name: Name of a TFDS builder with an image and a label, such as
+            `"digits"` (part of this package) or `"cifar10"`; or path of a
+            folder `<split>/<class>/<image>.jpg` or `.png` with the splits
+            train and validation (or val, valid, test), see `locate`.
+        data_dir: Where TFDS keeps its data sets. Defaults to `None`, TFDS'
+            own default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Returns:
+        An `ImageData`.
+
+    Raises:
+        ValueError: if there is no such data set, or it does not have images
             with one label each.
 
     Example:
@@ -289,15 +362,33 @@ def open_dataset(
     ['0', '1', '2']
     """
     name = locate(name)
-    if os.path.isdir(name):
-        data = ImageData(tfds.ImageFolder(name), name)
-        splits = data.builder.info.splits
-        if not any(split.num_examples for split in splits.values()):
-            raise ValueError(
-                "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
-                f".png; found no image two folders below {name}."
-            )
-        return _check_classes(data, name)
+    data = (
+        _open_folder(name)
+        if os.path.isdir(name)
+        else _open_tfds(name, data_dir)
+    )
+    if len(data.labels) < 2:
+        raise ValueError(
+            f"`dataset` must have two classes or more; {name} has "
+            f"{_listed(data.labels)}."
+        )
+    return data
+
+
+def _open_folder(name):
+    """A folder of images by class."""
+    data = ImageData(name, tfds.ImageFolder(name), is_folder=True)
+    splits = data.builder.info.splits
+    if not any(split.num_examples for split in splits.values()):
+        raise ValueError(
+            "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
+            f".png; there is no image two folders below {name}."
+        )
+    return data
+
+
+def _open_tfds(name, data_dir):
+    """A data set of TensorFlow Datasets."""
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (
@@ -319,12 +410,12 @@ def open_dataset(
             "`dataset` must have the features image and label (one class); "
             f"{name} has {_listed(builder.info.features)}."
         )
-    return _check_classes(ImageData(builder), name)
+    return ImageData(name, builder)
 
 
 @contextlib.contextmanager
 def _without_warnings():
-    """Keep TensorFlow's own to itself."""
+    """Silence TensorFlow's warnings."""
     logger = tf.get_logger()
     before = logger.level
     logger.setLevel("ERROR")
@@ -332,15 +423,6 @@ def _without_warnings():
         yield
     finally:
         logger.setLevel(before)
-
-
-def _check_classes(data, name):
-    if len(data.labels) < 2:
-        raise ValueError(
-            f"`dataset` must have two classes or more; {name} has "
-            f"{_listed(data.labels)}."
-        )
-    return data
 
 
 def _listed(names):

@@ -1,17 +1,28 @@
-"""The pictures of a run: learning curves, and predictions on real images.
+"""Pictures of a run: its learning curves, and its predictions.
 
-They use matplotlib's figures without pyplot: drawing into files needs no
-screen, and must not change how a notebook shows its own figures.
+Without pyplot, whose state is shared with the caller's notebook.
 """
+
+import os
+import typing
 
 import numpy as np
 
+from keras_resnext.files import staged
+
+if typing.TYPE_CHECKING:
+    from keras_resnext.training.datasets import ImageData
+    from keras_resnext.training.evaluation import Evaluation
+    from keras_resnext.transforms import EvalTransform
+
+_GRID_IMAGES = 40  # in `draw_predictions`
+
 
 def learning_curves(history, path):
-    """Draw loss and accuracy, in training and held out, over the epochs.
+    """Draw training and validation loss and accuracy over the epochs.
 
     Args:
-        history: A list of a run's history dicts.
+        history: `Run.history`.
         path: PNG file to write.
 
     Example:
@@ -28,8 +39,8 @@ def learning_curves(history, path):
         (axes[1], "accuracy", "Accuracy"),
     ):
         for prefix, name in (
-            ("", "training, as minimised"),
-            ("val_", "held out"),
+            ("", "training"),
+            ("val_", "validation"),
         ):
             values = [entry[prefix + key] for entry in history]
             ax.plot(epochs, values, marker="o", markersize=3, label=name)
@@ -49,12 +60,12 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
         predictions: Predicted classes, `(images,)`.
         names: Names of the classes.
         path: PNG file to write.
-        title: What is to be seen.
+        title: Title of the picture.
 
     Example:
 
     >>> prediction_grid(images, labels, predictions, run.labels, "grid.png",
-    ...                 title="Held-out digits")
+    ...                 title="Test digits")
     """
     from matplotlib.figure import Figure
 
@@ -85,3 +96,41 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
                 spine.set(color="red", linewidth=2)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def draw_predictions(
+    result: "Evaluation",
+    data: "ImageData",
+    transform: "EvalTransform",
+    path: str | os.PathLike,
+) -> None:
+    """Draw images of an evaluation with their predictions, mistakes first.
+
+    Args:
+        result: An `Evaluation`.
+        data: The `ImageData` that was evaluated.
+        transform: The `EvalTransform` it was evaluated with.
+        path: PNG file to write; replaced if it exists.
+
+    Example:
+
+    >>> result = evaluate(classifier, data)
+    >>> draw_predictions(result, data, classifier.transform, "grid.png")
+    """
+    wrong = result.labels != result.predictions
+    shown = np.argsort(~wrong, kind="stable")[:_GRID_IMAGES]
+    images = data.pixels(result.split, transform, without=result.bad_images)
+    pixels = {}
+    for i, (image, _) in enumerate(images.as_numpy_iterator()):
+        if i in shown:
+            pixels[i] = image
+    with staged(path, overwrite=True) as new:
+        prediction_grid(
+            np.stack([pixels[i] for i in shown]),
+            result.labels[shown],
+            result.predictions[shown],
+            data.labels,
+            new,
+            title=f"{data.name}, {result.split}: {wrong.sum()} of "
+            f"{result.examples} wrong (red)",
+        )
