@@ -161,7 +161,7 @@ def _schedule(recipe, steps_per_epoch):
 
 
 class _Steps(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then drops; Keras' `PiecewiseConstantDecay` only drops."""
+    """Linear warm-up, then drops; Keras has no such schedule."""
 
     def __init__(self, peak, warmup_steps, milestones, gamma):
         self.peak, self.warmup_steps = peak, warmup_steps
