@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from keras_resnext import export as export
     from keras_resnext import layers as layers
     from keras_resnext import training as training
+    from keras_resnext.classifier import Classifier as Classifier
+    from keras_resnext.classifier import Prediction as Prediction
     from keras_resnext.complexity import Complexity as Complexity
     from keras_resnext.complexity import count_complexity as count_complexity
+    from keras_resnext.imagenet import decode_predictions as decode_predictions
     from keras_resnext.inference import inference_function as inference_function
-    from keras_resnext.preprocessing import (
-        decode_predictions as decode_predictions,
-    )
-    from keras_resnext.preprocessing import preprocess_input as preprocess_input
     from keras_resnext.pyramid import feature_pyramid as feature_pyramid
     from keras_resnext.resnext import ResNeXt as ResNeXt
     from keras_resnext.rewrite import convert_form as convert_form
     from keras_resnext.rewrite import fold_batch_norm as fold_batch_norm
     from keras_resnext.rewrite import to_stock_layers as to_stock_layers
+    from keras_resnext.transforms import EvalTransform as EvalTransform
+    from keras_resnext.transforms import preprocess_input as preprocess_input
     from keras_resnext.variants import ResNet50 as ResNet50
     from keras_resnext.variants import ResNet101 as ResNet101
     from keras_resnext.variants import ResNet200 as ResNet200
@@ -69,8 +70,11 @@ _HOME = {
     "Complexity": "complexity",
     "count_complexity": "complexity",
     "inference_function": "inference",
-    "decode_predictions": "preprocessing",
-    "preprocess_input": "preprocessing",
+    "Classifier": "classifier",
+    "Prediction": "classifier",
+    "decode_predictions": "imagenet",
+    "EvalTransform": "transforms",
+    "preprocess_input": "transforms",
     "export_weights": "weights",
     "get_weights": "weights",
     "list_weights": "weights",

@@ -13,6 +13,7 @@ import keras
 
 from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
+from keras_resnext.names import path_suffix
 
 # torch's batch norm, which all published weights were trained with: its
 # momentum of 0.1 weighs the new value, Keras' 0.9 the old one.
@@ -113,7 +114,7 @@ def concatenated(x, cardinality, width, filters, stride, dilation, name):
     """
     total = cardinality * width
     paths = []
-    for path in path_suffixes(cardinality):
+    for path in map(path_suffix, range(1, cardinality + 1)):
         y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
         y = batch_norm_relu(y, name=f"{name}_1", path=path)
         y = convolution(
@@ -144,7 +145,7 @@ def branches(x, cardinality, width, filters, stride, dilation, name):
     """
     total = cardinality * width
     paths = []
-    for path in path_suffixes(cardinality):
+    for path in map(path_suffix, range(1, cardinality + 1)):
         y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
         y = batch_norm_relu(y, name=f"{name}_1", path=path)
         y = convolution(
@@ -169,11 +170,6 @@ TRANSFORMS = {
     "concatenated": concatenated,
     "branches": branches,
 }
-
-
-def path_suffixes(cardinality):
-    """Layer-name endings of the paths: `["_path01", "_path02", ...]`."""
-    return [f"_path{path:02d}" for path in range(1, cardinality + 1)]
 
 
 def convolution(

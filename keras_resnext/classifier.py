@@ -283,11 +283,7 @@ class Classifier:
             raise ValueError(
                 f"`batch_size` must be 1 or more; got {batch_size}."
             )
-        if on_bad_image not in ("error", "skip"):
-            raise ValueError(
-                f'`on_bad_image` must be "error" or "skip"; got '
-                f"{on_bad_image!r}."
-            )
+        check_on_bad_image(on_bad_image)
         items = _named_images(images)
         return self._predict(items, batch_size, on_bad_image)
 
@@ -342,6 +338,18 @@ def as_classifier(
         labels=model.labels if labels is None else labels,
         transform=transform or model.transform,
     )
+
+
+def check_on_bad_image(value: str) -> None:
+    """Refuse an unknown way to treat images that cannot be read.
+
+    Raises:
+        ValueError: if it is neither `"error"` nor `"skip"`.
+    """
+    if value not in ("error", "skip"):
+        raise ValueError(
+            f'`on_bad_image` must be "error" or "skip"; got {value!r}.'
+        )
 
 
 def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:

@@ -1,11 +1,11 @@
-"""What a model costs, counted from the layers it is built of."""
+"""Parameters, multiply-adds and activations of a model, per layer."""
 
 import dataclasses
 import math
 
 import keras
 
-from keras_resnext.inspection import is_graph
+from keras_resnext.inspection import check_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +13,15 @@ class Complexity:
     """What a model, or one of its layers, costs for one image.
 
     Args:
-        params: WeightsRecord that training changes; batch norm's running
-            statistics are left out, frozen layers are not.
-        multiply_adds: Of convolutions and dense layers; the "FLOPs" of the
-            paper and of torchvision.
-        activations: Values that convolutions put out (Radosavovic et al.,
-            arXiv 2003.13678); memory traffic follows them.
+        params: Number of weights without batch norm's moving statistics.
+            Frozen layers count.
+        multiply_adds: Multiply-adds of convolutions and dense layers; the
+            "FLOPs" of the paper and of torchvision.
+        activations: Number of values in the outputs of convolutions
+            (Radosavovic et al., arXiv 2003.13678), a measure of memory
+            traffic.
         by_layer: A `Complexity` for each layer with weights, by name, in the
-            order of the model; layers of a model inside are called
+            model's order; layers of nested models are named
             `"<model>/<layer>"`.
     """
 
@@ -44,8 +45,8 @@ def count_complexity(model: keras.Model) -> Complexity:
 
     Raises:
         ValueError: if the size of a layer's output is not fixed, a layer is
-            used more than once or of a kind that it cannot count, or the
-            model is not functional or sequential.
+            used more than once or is of an unknown kind, or the model is
+            neither functional nor sequential.
 
     Example:
 
@@ -55,11 +56,7 @@ def count_complexity(model: keras.Model) -> Complexity:
     Reference:
         arXiv 1611.05431, table 1 (4.2 billion for ResNeXt-50).
     """
-    if not is_graph(model):
-        raise ValueError(
-            "`model` must be a functional or a built sequential keras.Model; "
-            f"got {model!r}."
-        )
+    check_graph(model)
     graph = keras.Model(model.inputs, model.outputs)  # whatever its class
     for entry in graph.get_config()["layers"]:
         if len(entry.get("inbound_nodes", [])) > 1:
@@ -79,13 +76,13 @@ def count_complexity(model: keras.Model) -> Complexity:
 
 
 def total(by_layer: dict[str, Complexity]) -> Complexity:
-    """The sum of layers.
+    """Add up layers.
 
     Args:
         by_layer: A `Complexity` for each layer.
 
     Returns:
-        A `Complexity` with that `by_layer`.
+        A `Complexity` with this `by_layer`.
     """
     counts = by_layer.values()
     return Complexity(
@@ -96,7 +93,7 @@ def total(by_layer: dict[str, Complexity]) -> Complexity:
     )
 
 
-# Every weight of the kernel is used once at each place of the output.
+# Each weight of the kernel is used once at each position of the output.
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -104,7 +101,7 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
 )
-# As usual, what works on one value at a time is not counted.
+# Elementwise operations are not counted, as usual.
 _ELEMENTWISE = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -116,6 +113,7 @@ _STATISTICS = {"moving_mean", "moving_variance", "mean", "variance", "count"}
 
 
 def _count_layer(layer):
+    """The cost of one layer, or an error if it is of an unknown kind."""
     params = sum(
         math.prod(weight.shape)
         for weight in layer.weights
@@ -136,9 +134,9 @@ def _count_layer(layer):
             f"`input_shape`); {layer.name} puts out {layer.output.shape}."
         )
     axis = 0 if getattr(layer, "data_format", "") == "channels_first" else -1
-    places = math.prod(outputs) // outputs[axis]
+    positions = math.prod(outputs) // outputs[axis]
     return Complexity(
         params=params,
-        multiply_adds=places * math.prod(layer.kernel.shape),
+        multiply_adds=positions * math.prod(layer.kernel.shape),
         activations=math.prod(outputs) if convolution else 0,
     )

@@ -1,18 +1,20 @@
-"""Optional dependencies: a clear line when one is missing."""
+"""Error messages: missing extras, near misses, the first line."""
 
+import difflib
 import importlib.util
+from collections.abc import Iterable
 
 
 def require(module: str, *, extra: str, purpose: str) -> None:
-    """Refuse to go on without an optional module, naming what installs it.
+    """Check that an optional module is installed.
 
     Args:
         module: Name of the module.
-        extra: The extra of this package that brings it.
+        extra: The extra of this package that installs it.
         purpose: What needs it, as the start of a sentence.
 
     Raises:
-        ModuleNotFoundError: if the module cannot be found.
+        ModuleNotFoundError: if the module is not installed.
 
     Example:
 
@@ -26,7 +28,7 @@ def require(module: str, *, extra: str, purpose: str) -> None:
 
 
 def require_tensorflow(purpose: str) -> None:
-    """Refuse to go on with Keras on another backend.
+    """Check that Keras runs on TensorFlow.
 
     Args:
         purpose: What needs TensorFlow, as the start of a sentence.
@@ -45,3 +47,40 @@ def require_tensorflow(purpose: str) -> None:
             f"{purpose} needs Keras on TensorFlow (KERAS_BACKEND=tensorflow); "
             f"it runs on {keras.backend.backend()}."
         )
+
+
+def suggest(name: object, choices: Iterable[str]) -> str:
+    """The end of an error message about an unknown name.
+
+    Args:
+        name: What the user wrote, of any type.
+        choices: The known names.
+
+    Returns:
+        `" Did you mean resnext50?"`, or `""` if no known name is close.
+
+    Example:
+
+    >>> suggest("resnext5", ["resnext50", "resnet50", "vgg16"])
+    ' Did you mean resnext50?'
+    """
+    known = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f" Did you mean {known[near[0]]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        One line, for another error's message.
+
+    Example:
+
+    >>> first_line(ValueError("Bad shape.\\nMore details."))
+    'Bad shape.'
+    """
+    return (str(error).strip() or repr(error)).splitlines()[0]

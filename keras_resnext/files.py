@@ -1,4 +1,4 @@
-"""Write beside, then rename: what stood there before is never half-lost."""
+"""Atomic writes: write to a temporary path, then rename."""
 
 import contextlib
 import os
@@ -14,25 +14,25 @@ from collections.abc import Iterator
 def staged(
     path: str | os.PathLike, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-    """A place to write a file or folder that appears only once it is whole.
+    """Write a file or folder that appears at `path` only once it is complete.
 
-    Inside the context, write to the path it yields. When the context ends
-    well, that is renamed to `path`; when it ends in an exception, it is
-    removed and `path` is as it was. What processes of this machine that were
-    killed left in the same folder is removed, or put back, by the next.
+    Write to the path that the context yields. If the context ends normally,
+    it is renamed to `path`; after an exception it is deleted and `path` is
+    unchanged. Temporary files of killed processes of this machine in the same
+    folder are deleted first, and replaced folders restored.
 
     Args:
-        path: Where the file or folder shall be in the end. Parents are made.
-        overwrite: Whether something may stand there already. Defaults to
+        path: Where the file or folder goes. Missing parents are created.
+        overwrite: Whether an existing `path` is replaced. Defaults to
             `False`.
 
     Yields:
-        A path beside it with the same name, so that writers which look at
-        the ending see the right one.
+        A temporary path on the same disk. It has the name of `path`, because
+        some writers look at the extension.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is false; at once,
-            and again before it is put in place.
+        FileExistsError: if `path` exists and `overwrite` is false; checked
+            before and after writing.
 
     Example:
 
@@ -45,14 +45,16 @@ def staged(
     with tempfile.TemporaryDirectory(
         prefix=f".{path.name}{_mark()}{os.getpid()}-", dir=path.parent
     ) as folder:
-        new = pathlib.Path(folder) / path.name
+        new = pathlib.Path(folder, path.name)
         yield new
-        _check_free(path, overwrite)  # it may have come meanwhile
+        _check_free(path, overwrite)  # another process may have written it
+        if new.is_file():
+            _use_umask(new)
         if not path.exists() or (path.is_file() and new.is_file()):
             new.replace(path)
             return
-        # Folders cannot be replaced in one step. The old one waits beside,
-        # where nothing removes it, until the new one is in place.
+        # A folder cannot be replaced in one step. The old one waits outside
+        # the temporary folder, which is deleted, until the new one is there.
         old = pathlib.Path(f"{folder}.old")
         try:
             path.rename(old)
@@ -64,59 +66,16 @@ def staged(
         _remove(old)
 
 
-def _mark():
-    """What stands between a file's name and the process that writes it."""
-    return f".staged-{socket.gethostname()}-"
-
-
-def _clear_up(folder):
-    """Remove, or put back, what killed processes of this machine left."""
-    staging = re.compile(
-        rf"\.(?P<name>.+){re.escape(_mark())}(?P<owner>\d{{1,9}})"
-        r"-[a-z0-9_]+(?P<old>\.old)?"
-    )
-    for left in folder.glob("*.staged-*"):
-        found = staging.fullmatch(left.name)
-        if not found or _runs(int(found["owner"])):
-            continue
-        path = folder / found["name"]
-        # Another process may be at it, or have more rights here.
-        with contextlib.suppress(OSError):
-            if found["old"] and not os.path.lexists(path):
-                left.rename(path)  # killed before the new one was in place
-            else:
-                _remove(left)
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _runs(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
-    """Refuse to write over something, before long work.
-
-    What killed processes left beside it does not count, and is cleared up.
+    """Check, before long work, that `staged` can write to a path.
 
     Args:
-        path: Where something is going to be written.
-        overwrite: Whether something may stand there already.
+        path: Where something will be written.
+        overwrite: Whether an existing `path` may be replaced.
 
     Raises:
-        FileExistsError: if something does and `overwrite` is false.
-        NotADirectoryError: if a file stands where a folder would have to be.
+        FileExistsError: if `path` exists and `overwrite` is false.
+        NotADirectoryError: if one of its parents is a file.
 
     Example:
 
@@ -126,14 +85,62 @@ def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
     above = next((p for p in path.absolute().parents if p.exists()), path)
     if not above.is_dir():
         raise NotADirectoryError(
-            f"`path` must lie in a folder; got {path}, and {above} is a file."
+            f"`path` must be in a folder; got {path}, and {above} is a file."
         )
-    _clear_up(path.parent)
+    _clean_up(path.parent)
     _check_free(path, overwrite)
 
 
 def _check_free(path, overwrite):
     if path.exists() and not overwrite:
         raise FileExistsError(
-            f"`path` must be free, or `overwrite` true; {path} exists."
+            f"`path` must not exist unless `overwrite` is true; {path} exists."
         )
+
+
+def _mark():
+    """What separates a file's name from the id of the process writing it."""
+    return f".staged-{socket.gethostname()}-"
+
+
+def _clean_up(folder):
+    """Delete, or restore, what killed processes of this machine left."""
+    staging = re.compile(
+        rf"\.(?P<name>.+){re.escape(_mark())}(?P<owner>\d{{1,9}})"
+        r"-[a-z0-9_]+(?P<old>\.old)?"
+    )
+    for left in folder.glob("*.staged-*"):
+        match = staging.fullmatch(left.name)
+        if not match or _is_running(int(match["owner"])):
+            continue
+        path = folder / match["name"]
+        # Another process may do the same, or the folder be read-only.
+        with contextlib.suppress(OSError):
+            if match["old"] and not os.path.lexists(path):
+                left.rename(path)  # killed between the two renames
+            else:
+                _remove(left)
+
+
+def _use_umask(file):
+    """Give a file the mode of any new file; some writers make theirs 0600."""
+    probe = file.with_name(f"{file.name}.mode")
+    probe.touch()
+    file.chmod(probe.stat().st_mode)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

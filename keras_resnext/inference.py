@@ -1,4 +1,4 @@
-"""The fastest way to run a model where TensorFlow is."""
+"""The fastest way to run a model in TensorFlow."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,23 @@ from keras_resnext.extras import require_tensorflow
 
 
 def inference_function(model: keras.Model) -> Callable:
-    """A model as a function of images, its weights built in as constants.
+    """A model as a function of images, with its weights as constants.
 
-    For few images at a time on a CPU: oneDNN brings kernels that cannot
-    change into its own order once instead of at every call. For one image
-    that was seen to save a seventh of the time, under mixed bfloat16 two
-    fifths; for eight in float32 nothing (`benchmarks/NOTES.md`). Give it what
-    `fold_batch_norm` returns. Tracing takes seconds, and memory for several
-    copies of the weights.
+    For small batches on a CPU: oneDNN converts constant kernels to its own
+    layout once instead of in every call. That saves 14 % at batch 1 (40 % in
+    mixed bfloat16), nothing at batch 8 in float32 (`benchmarks/NOTES.md`).
+    Pass it the result of `fold_batch_norm`. Tracing takes seconds, and the
+    memory of several copies of the weights.
 
-    Each new shape of images is traced once. Weights that the model gets later
-    do not count.
+    Each new shape of images is traced once. Later changes of the model's
+    weights have no effect.
 
     Args:
         model: A `keras.Model` with one input.
 
     Returns:
         A `tf.function` from images, an array or tensor `(batch, height,
-        width, channels)`, to the model's outputs in inference. It holds a
-        copy of the weights of its own.
+        width, channels)`, to the model's outputs in inference.
 
     Raises:
         ValueError: if `model` is not a built `keras.Model`.
@@ -45,8 +43,8 @@ def inference_function(model: keras.Model) -> Callable:
 
     import tensorflow as tf
 
-    # As NumPy arrays, because TensorFlow makes a captured tensor an input of
-    # the graph, and only arrays constants in it.
+    # NumPy arrays become constants of the graph; captured tensors would
+    # become inputs.
     trainable = [_array(v) for v in model.trainable_variables]
     others = [_array(v) for v in model.non_trainable_variables]
 

@@ -5,36 +5,13 @@ from collections.abc import Iterator
 import keras
 
 
-def ends_in_softmax(model: keras.Model) -> bool:
-    """Whether a model's outputs are probabilities.
-
-    Args:
-        model: A model with one output.
-
-    Returns:
-        True if the layer that makes it, in whatever model inside, is a
-        softmax or has one as activation.
-
-    Example:
-
-    >>> ends_in_softmax(keras_resnext.ResNeXt50(weights=None))
-    True
-    """
-    last = output_layer(model)
-    activation = getattr(last, "activation", None)
-    return (
-        isinstance(last, keras.layers.Softmax)
-        or activation is keras.activations.softmax
-    )
-
-
 def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
-    """The layer that makes an output, in whatever model inside it is.
+    """The layer that computes an output, looked up in nested models too.
 
     Args:
-        model: A functional or sequential model; of others, whose calls are
-            not known, it is the last layer, or the model itself.
-        index: Which of its outputs. Defaults to 0.
+        model: A functional or sequential model. Of other models, whose graph
+            is not known, it is the last layer, or the model itself.
+        index: Which output. Defaults to 0.
 
     Returns:
         The layer.
@@ -56,8 +33,51 @@ def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
     return layer
 
 
+def output_kind(model: keras.Model) -> str:
+    """What a model's output means, judged by the layer that computes it.
+
+    Args:
+        model: The model.
+
+    Returns:
+        `"probabilities"` (of a softmax), `"logits"` (of a dense layer),
+        `"scores"` (of a dense layer with another activation), `"features"`,
+        or `"several"` if there is more than one output.
+
+    Example:
+
+    >>> output_kind(keras_resnext.ResNeXt50(weights=None))
+    'probabilities'
+    """
+    if len(getattr(model, "outputs", None) or ()) > 1:
+        return "several"
+    last = output_layer(model)
+    activation = getattr(last, "activation", None)
+    if (
+        isinstance(last, keras.layers.Softmax)
+        or activation is keras.activations.softmax
+    ):
+        return "probabilities"
+    if not isinstance(last, keras.layers.Dense):
+        return "features"
+    return "logits" if activation is keras.activations.linear else "scores"
+
+
+def puts_out_probabilities(model):
+    """Whether the model's only output is a softmax's."""
+    return output_kind(model) == "probabilities"
+
+
+def classifies(model):
+    """Whether a model's only output has one number for each class."""
+    kind = output_kind(model)
+    return kind not in ("features", "several") and (
+        len(model.outputs[0].shape) == 2
+    )
+
+
 def check_classifier(model: keras.Model) -> None:
-    """Refuse a model that does not put out class probabilities.
+    """Refuse a model that does not end in class probabilities.
 
     Args:
         model: The model.
@@ -69,44 +89,66 @@ def check_classifier(model: keras.Model) -> None:
 
     >>> check_classifier(keras_resnext.ResNeXt50(weights=None))
     """
-    if len(model.output_shape) != 2 or not ends_in_softmax(model):
+    if len(model.output_shape) != 2 or output_kind(model) != "probabilities":
         raise ValueError(
             "`model` must end in class probabilities (a softmax); "
             f"{model.name} puts out {model.output_shape} without one."
         )
 
 
-def image_size(model: keras.Model) -> int:
-    """Side of the square images that a model takes, in pixels.
+def output_names(model):
+    """A name for each of the model's outputs, in their order.
 
-    Args:
-        model: A model from `(batch, size, size, 3)`.
-
-    Returns:
-        The size.
+    Of a single output, its kind; of several, the names of the layers that
+    compute them; of a dict, its keys.
 
     Raises:
-        ValueError: if the model takes something else.
+        ValueError: if outputs are nested.
+    """
+    # A sequential model may have no `output`.
+    output = getattr(model, "output", None)
+    if isinstance(output, dict):
+        parts, names = list(output.values()), sorted(output)
+    elif len(model.outputs) > 1:
+        parts, names = output or model.outputs, _layer_names(model)
+    else:
+        parts, names = model.outputs, [output_kind(model)]
+    if not all(isinstance(part, keras.KerasTensor) for part in parts):
+        raise ValueError(
+            "`model` must return a tensor, or a list or dict of tensors; "
+            f"the outputs of {model.name} are nested."
+        )
+    return names
+
+
+def _layer_names(model):
+    """A different name for each output."""
+    # A sequential model has none; a nested model's outputs share its name.
+    names = [str(name) for name in getattr(model, "output_names", ())]
+    if len(set(names)) < len(model.outputs):
+        outputs = range(len(model.outputs))
+        names = [output_layer(model, i).name for i in outputs]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{i}" for i, name in enumerate(names)]
+    return names
+
+
+def image_shape(model: keras.Model) -> tuple[int, int, int]:
+    """Shape of the images that a model takes.
+
+    Args:
+        model: A model with one image input.
+
+    Returns:
+        `(height, width, channels)`.
+
+    Raises:
+        ValueError: if the input is not one image of fixed size.
 
     Example:
 
-    >>> image_size(keras_resnext.ResNeXt50(weights=None))
-    224
-    """
-    shape = model.input_shape
-    if len(shape) != 4 or shape[3] != 3 or not shape[1] or shape[1] != shape[2]:
-        raise ValueError(
-            "`model` must take square RGB images of one size, (batch, size, "
-            f"size, 3); it takes {shape}."
-        )
-    return shape[1]
-
-
-def image_shape(model):
-    """`(height, width, channels)` of the model's input.
-
-    Raises:
-        ValueError: if it is no model or one of them is not fixed.
+    >>> image_shape(keras_resnext.ResNeXt50(weights=None))
+    (224, 224, 3)
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model; got {model!r}.")
@@ -120,76 +162,40 @@ def image_shape(model):
     return shapes[0]
 
 
-def output_names(model):
-    """What the model's outputs are, in their order.
+def image_size(model: keras.Model) -> int:
+    """Side of the square RGB images that a model takes, in pixels.
 
-    `"probabilities"` of a softmax, `"logits"` of a dense layer (`"scores"` if
-    that has another activation), or `"features"`; if there are several, the
-    names of the layers that make them; of a dict, its keys.
+    Args:
+        model: A model with one input `(batch, size, size, 3)`.
+
+    Returns:
+        The size.
 
     Raises:
-        ValueError: if they are nested.
+        ValueError: if the model takes something else.
+
+    Example:
+
+    >>> image_size(keras_resnext.ResNeXt50(weights=None))
+    224
     """
-    # A sequential model may have none.
-    output = getattr(model, "output", None)
-    if isinstance(output, dict):
-        parts, names = list(output.values()), sorted(output)
-    elif len(model.outputs) > 1:
-        parts, names = output or model.outputs, _layer_names(model)
-    else:
-        parts, names = model.outputs, [_meaning(model)]
-    if not all(isinstance(part, keras.KerasTensor) for part in parts):
+    height, width, channels = image_shape(model)
+    if height != width or channels != 3:
         raise ValueError(
-            "`model` must put out a tensor, or a list or dict of some; "
-            f"{model.name} nests them."
+            "`model` must take square RGB images, (batch, size, size, 3); "
+            f"it takes {(None, height, width, channels)}."
         )
-    return names
-
-
-def _layer_names(model):
-    """A name of its own for each output."""
-    # A sequential model has none; those of a model inside are all its name.
-    names = [str(name) for name in getattr(model, "output_names", ())]
-    if len(set(names)) < len(model.outputs):
-        outputs = range(len(model.outputs))
-        names = [output_layer(model, i).name for i in outputs]
-    if len(set(names)) < len(names):
-        names = [f"{name}_{i}" for i, name in enumerate(names)]
-    return names
-
-
-def _meaning(model):
-    if ends_in_softmax(model):
-        return "probabilities"
-    last = output_layer(model)
-    if not isinstance(last, keras.layers.Dense):
-        return "features"
-    plain = last.activation is keras.activations.linear
-    return "logits" if plain else "scores"
-
-
-def puts_out_probabilities(model):
-    """Whether the only output is that of a softmax, whatever its name."""
-    return len(model.outputs) == 1 and ends_in_softmax(model)
-
-
-def classifies(model):
-    """Whether a model puts out one score for each class."""
-    return (
-        len(model.outputs) == 1
-        and len(model.outputs[0].shape) == 2
-        and _meaning(model) != "features"
-    )
+    return height
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
-    """All layers of a model, those of models inside it too.
+    """All layers of a model and of the models nested in it.
 
     Args:
         model: The model.
 
     Yields:
-        The layers; a model inside before its own.
+        The layers; a nested model before its own layers.
 
     Example:
 
@@ -203,15 +209,35 @@ def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def is_graph(layer):
-    """Whether a layer is itself a model made of layers."""
+    """Whether a layer is a functional or a built sequential model."""
     if isinstance(layer, keras.Sequential):
         return layer.built
-    # Only models that are graphs have operations.
+    # Subclassed models have no operations.
     return isinstance(layer, keras.Model) and hasattr(layer, "operations")
 
 
-def always_training(model):
-    """Names of layers that are called with `training=True`."""
+def check_graph(model):
+    """Refuse a model whose graph of layers is not known."""
+    if not is_graph(model):
+        raise ValueError(
+            "`model` must be a functional or a built sequential keras.Model; "
+            f"got {model!r}."
+        )
+
+
+def check_plain_weights(layer):
+    """Refuse a layer with LoRA or quantised weights."""
+    quantized = getattr(layer, "quantization_mode", None)
+    if quantized or getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            "`model` must have plain float weights; those of "
+            f"{layer.name} are "
+            + (f"quantized to {quantized}." if quantized else "LoRA's.")
+        )
+
+
+def called_in_training(model):
+    """Names of the layers that are called with `training=True`."""
     return {
         entry["name"]
         for entry in graph_config(model)["layers"]
@@ -221,20 +247,21 @@ def always_training(model):
 
 
 def edges(model):
-    """What each layer reads, and what reads it, from the model's config."""
+    """The layers before and after each layer, by name."""
     config = graph_config(model)
-    producers, readers = {}, {}
+    sources, readers = {}, {}
     for entry in config["layers"]:
         name = entry["name"]
-        producers[name] = _sources(entry["inbound_nodes"])
-        for source in producers[name]:
+        sources[name] = _sources(entry["inbound_nodes"])
+        for source in sources[name]:
             readers.setdefault(source, []).append(name)
     for name in _output_layers(config["output_layers"]):
         readers.setdefault(name, []).append("the model's output")
-    return producers, readers
+    return sources, readers
 
 
 def graph_config(model):
+    """The model's config, or an error that names `model`."""
     try:
         return model.get_config()
     except NotImplementedError as error:  # of one of its layers

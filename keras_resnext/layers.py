@@ -1,4 +1,4 @@
-"""Layers that keep ResNeXt fast: grouped convolution, fused batch norm."""
+"""Fast layers: grouped convolution and fused batch norm."""
 
 import contextlib
 import functools
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import keras
 
-PATHS = ("native", "split")
+IMPLEMENTATIONS = ("native", "split")
 
-_forced_path = None  # set by `use_conv_implementation`, read by every layer
+_forced = None  # set by `use_conv_implementation`, read by every layer
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -16,18 +16,18 @@ class GroupedConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose groups run on TensorFlow's own convolution.
 
     Keras compiles every grouped convolution with XLA on the TensorFlow
-    backend. On a CPU that doubles the time of inference, multiplies the time
-    of training by 25 or more, and leaves functions in the graph that no ONNX
-    runtime can load (keras 3.15, `keras/src/backend/tensorflow/nn.py`, `conv`).
-    This layer calls `tf.nn.conv2d` instead, and where that cannot be
-    differentiated it convolves each group on its own, which always can.
-    `conv_implementation` tells which of the two a dtype gets here.
+    backend. On a CPU that takes twice the time for inference and 25 times or
+    more for training, and leaves functions in the graph that no ONNX runtime
+    can load (Keras 3.15, `keras/src/backend/tensorflow/nn.py`, `conv`). This
+    layer calls `tf.nn.conv2d` instead or, where that has no gradient,
+    convolves each group separately. `conv_implementation` tells which of the
+    two is used for a dtype on this machine.
 
     Arguments, kernel `(height, width, channels_in / groups, filters)`, bias
-    and config are those of `keras.layers.Conv2D`: weights move between the
-    two, and `keras.layers.Conv2D.from_config(layer.get_config())` is the same
-    layer on Keras' path. On other backends than TensorFlow, and with
-    `groups=1`, it is Keras' own convolution.
+    and config are those of `keras.layers.Conv2D`: weights fit both, and
+    `keras.layers.Conv2D.from_config(layer.get_config())` is the same layer
+    with Keras' implementation. On other backends, and with `groups=1`, this
+    layer uses Keras' implementation too.
 
     Call arguments:
         inputs: Tensor `(batch, height, width, channels)`, or
@@ -57,10 +57,10 @@ class GroupedConv2D(keras.layers.Conv2D):
             return super().convolution_op(inputs, kernel)
 
         channels_first = self.data_format == "channels_first"
-        if channels_first:  # TensorFlow has no such kernel on CPUs.
+        if channels_first:  # TensorFlow has no kernel for it on CPUs
             inputs = keras.ops.transpose(inputs, (0, 2, 3, 1))
-        path = conv_implementation(inputs.dtype.name)
-        convolve = _native_conv2d if path == "native" else _split_conv2d
+        native = conv_implementation(inputs.dtype.name) == "native"
+        convolve = _native_conv2d if native else _split_conv2d
         outputs = convolve(
             inputs,
             kernel,
@@ -78,19 +78,20 @@ class GroupedConv2D(keras.layers.Conv2D):
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that trains in one kernel.
 
-    In training Keras spells batch norm out as a dozen operations that each
-    pass over the activations, in float32 whatever the policy. This layer
-    calls TensorFlow's fused kernel, which reads and writes them in the
-    layer's own dtype and keeps statistics in float32. Arguments, variables,
-    config and results are those of `keras.layers.BatchNormalization`, to
-    rounding: the moving variance averages the *biased* variance of each
-    batch, as Keras defines it, so the kernel's unbiased one is multiplied by
-    (n - 1) / n, n being the values a channel has in a batch.
+    In training, Keras computes batch norm with a dozen operations that each
+    pass over the activations, in float32 whatever the dtype policy. This
+    layer calls TensorFlow's fused kernel, which reads and writes them in the
+    layer's dtype and keeps statistics in float32. Arguments, variables,
+    config and, up to rounding, results are those of
+    `keras.layers.BatchNormalization`: its moving variance averages the
+    *biased* variance of each batch, so the kernel's unbiased one is
+    multiplied by (n - 1) / n, where n is the number of values of a channel in
+    a batch.
 
-    Keras' own computation is used in inference and while frozen, on other
-    backends than TensorFlow, and for what the kernel does not know: inputs
-    that are not `(batch, height, width, channels)`, float64, a mask,
-    `renorm=True`, and `synchronized=True`, where replicas share statistics.
+    Keras' implementation is used in inference, while the layer is frozen, on
+    other backends, and for what the kernel does not support: inputs that are
+    not `(batch, height, width, channels)`, float64, a mask, `renorm=True`,
+    and `synchronized=True`, where replicas share statistics.
 
     Call arguments:
         inputs: Tensor `(batch, height, width, channels)`, or of any rank.
@@ -99,7 +100,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         mask: Which positions count, see Keras.
 
     Returns:
-        Tensor of the inputs' shape.
+        Tensor of the same shape as the inputs.
 
     Example:
 
@@ -152,14 +153,14 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def conv_implementation(dtype: str = "float32") -> str:
-    """How grouped convolutions of this dtype run in this process.
+    """How grouped convolutions of a dtype are computed in this process.
 
-    The answer is found once for each dtype, by differentiating a tiny grouped
-    convolution where TensorFlow would place it. `"native"` is one
-    `tf.nn.conv2d`; `"split"` is one convolution a group, for places where the
-    native one has no gradient: without oneDNN (`TF_ENABLE_ONEDNN_OPTS=0`),
-    where inference fused with batch norm and ReLU fails too, and with float16
-    or float64 on CPUs.
+    Tested once for each dtype, by differentiating a tiny grouped convolution
+    on the device that TensorFlow places it on. `"native"` is one
+    `tf.nn.conv2d`. `"split"` is one convolution per group, for where the
+    native one has no gradient: without oneDNN (`TF_ENABLE_ONEDNN_OPTS=0`,
+    where inference fused with batch norm and ReLU fails too), and with
+    float16 or float64 on CPUs.
 
     Args:
         dtype: Name of the compute dtype. Defaults to `"float32"`.
@@ -172,45 +173,49 @@ def conv_implementation(dtype: str = "float32") -> str:
     >>> keras_resnext.layers.conv_implementation("float16")  # on a CPU
     'split'
     """
-    return _forced_path or _probed_path(dtype)
+    return _forced or _supported(dtype)
 
 
 @contextlib.contextmanager
-def use_conv_implementation(path: str) -> Iterator[None]:
-    """Force the path of every `GroupedConv2D` called inside the context.
+def use_conv_implementation(implementation: str) -> Iterator[None]:
+    """Set the implementation of every `GroupedConv2D` called in the context.
 
-    For tests, and for exporters: a graph traced under `"native"` holds one
-    grouped convolution a layer whatever this machine can differentiate. It
-    holds for all threads, because `tf.distribute` traces replicas in threads.
+    For tests and exporters: a graph traced with `"native"` has one grouped
+    convolution per layer, whatever this machine can differentiate. All
+    threads are affected, because `tf.distribute` traces replicas in threads.
 
     Args:
-        path: `"native"` or `"split"`, see `conv_implementation`.
+        implementation: `"native"` or `"split"`, see `conv_implementation`.
 
     Raises:
-        ValueError: if `path` is neither.
+        ValueError: if `implementation` is neither.
 
     Example:
 
     >>> with use_conv_implementation("split"):
     ...     outputs = model(images)
     """
-    global _forced_path
-    if path not in PATHS:
-        raise ValueError(f'`path` must be "native" or "split"; got {path!r}.')
-    before, _forced_path = _forced_path, path
+    global _forced
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            '`implementation` must be "native" or "split"; got '
+            f"{implementation!r}."
+        )
+    before, _forced = _forced, implementation
     try:
         yield
     finally:
-        _forced_path = before
+        _forced = before
 
 
 @functools.cache
-def _probed_path(dtype):
+def _supported(dtype):
+    """The fastest implementation that has a gradient, by trying it."""
     import tensorflow as tf
 
-    # Layers are mostly called while a graph is being traced; the probe must
-    # run, not become part of that graph. Gradient tapes do not record in this
-    # scope, so it calls what they would.
+    # Layers are mostly called while a graph is traced; the test must run, not
+    # become part of the graph. Gradient tapes do not record in this scope, so
+    # it calls the gradient's operations itself.
     with tf.init_scope():
         inputs = outputs = tf.ones((1, 3, 3, 4), dtype)
         kernel = tf.ones((3, 3, 2, 4), dtype)
@@ -237,7 +242,7 @@ def _probed_path(dtype):
 
 
 def _native_conv2d(inputs, kernel, *, groups, strides, padding, dilations):
-    """One op: TensorFlow reads the groups off the kernel's shape."""
+    """One operation: the kernel's shape tells TensorFlow the groups."""
     import tensorflow as tf
 
     del groups
@@ -245,10 +250,10 @@ def _native_conv2d(inputs, kernel, *, groups, strides, padding, dilations):
 
 
 def _split_conv2d(inputs, kernel, *, groups, strides, padding, dilations):
-    """One convolution a group: output block g sees input block g only."""
+    """One convolution per group."""
     import tensorflow as tf
 
-    # `convolution`, because `conv2d` has no dilated gradient on every CPU.
+    # Not `conv2d`, whose dilated gradient some CPUs lack.
     return tf.concat(
         [
             tf.nn.convolution(x, k, strides, padding, dilations=dilations)

@@ -1,16 +1,17 @@
 """Feature maps of all stages, for detection and segmentation."""
 
-import re
-
 import keras
+
+from keras_resnext.names import stage_of
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
 class FeaturePyramid(keras.Model):
-    """The feature maps of all stages as a model, see `feature_pyramid`.
+    """The model that `feature_pyramid` returns.
 
-    `pyramid_outputs` is what KerasHub's detectors and segmenters read of an
-    image encoder: `{"P2": C2, ..., "P5": C5}`. It survives saving.
+    `pyramid_outputs` is the attribute that KerasHub's detectors and
+    segmenters read of an image encoder: `{"P2": C2, ..., "P5": C5}`. It is
+    kept when the model is saved.
 
     Args:
         model: A model of the builders, of any form, with or without top.
@@ -22,9 +23,9 @@ class FeaturePyramid(keras.Model):
     def __init__(self, model):
         last = {}
         for layer in model.layers:
-            match = re.fullmatch(r"conv(\d+)_block\d+_out", layer.name)
-            if match:
-                last[int(match[1])] = layer.output
+            stage = stage_of(layer.name)
+            if stage and layer.name.endswith("_out"):
+                last[int(stage.removeprefix("conv"))] = layer.output
         if not last:
             raise ValueError(
                 "`model` must be built by keras_resnext, with layers such as "
@@ -54,12 +55,11 @@ def feature_pyramid(model: keras.Model) -> keras.Model:
         model: A model of the builders, of any form, with or without top.
 
     Returns:
-        A `keras.Model` on the same layers and weights with a list of outputs,
-        one a stage: C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet
-        stem (less where `output_stride` says so), C2 to C4 of strides 1, 2
-        and 4 with the CIFAR stem. Its `pyramid_outputs` has them by the names
-        P2 to P5, so that it is an image encoder for KerasHub's `RetinaNet`
-        and `DeepLabV3`.
+        A `keras.Model` that shares the layers and has one output per stage:
+        C2 to C5 of strides 4, 8, 16 and 32 with the ImageNet stem (at most
+        `output_stride`), C2 to C4 of strides 1, 2 and 4 with the CIFAR stem.
+        Its `pyramid_outputs` names them P2 to P5, so that it can be the image
+        encoder of KerasHub's `RetinaNet` and `DeepLabV3`.
 
     Raises:
         ValueError: if the model has no such stages.

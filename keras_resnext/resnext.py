@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_resnext import blocks
+from keras_resnext.names import block_name
 from keras_resnext.weights.load import find_source
 from keras_resnext.weights.load import load_weights
 
@@ -168,7 +169,7 @@ def ResNeXt(
                 drop_path_rate=drop_path_rate
                 * blocks_before
                 / max(1, sum(depths) - 1),
-                name=f"conv{stage + 2}_block{block + 1}",
+                name=block_name(stage + 2, block + 1),
             )
             blocks_before += 1
 

@@ -1,7 +1,9 @@
 """The command line, end to end on real digits, and its one-line errors."""
 
+import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import keras_resnext
 from keras_resnext import paper
 from keras_resnext.layers import conv_implementation
 from keras_resnext.training import Recipe
@@ -34,7 +37,7 @@ def digits_run(tmp_path_factory):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "5 epochs done, held-out accuracy" in done.stdout
+    assert "5 epochs done, val_accuracy" in done.stdout
     assert "Traceback" not in done.stderr
     return workdir
 
@@ -103,9 +106,9 @@ def test_training_command_keeps_its_recipe(digits_run):
 def test_evaluate_counts_and_draws(digits_run, run_cli):
     status, output, _ = run_cli("evaluate", digits_run)
     assert status == 0
-    assert "digits, split test: all 360 images seen" in output
+    assert "digits, split test: 360 images" in output
     right, accuracy = re.search(
-        r"(\d+) right. Accuracy ([\d.]+)", output
+        r"(\d+) correct. Accuracy ([\d.]+)", output
     ).groups()
     assert float(accuracy) == pytest.approx(int(right) / 360, abs=1e-4)
     assert float(accuracy) > 0.9
@@ -113,7 +116,7 @@ def test_evaluate_counts_and_draws(digits_run, run_cli):
         assert min(picture.size) > 400
     before = (digits_run / "predictions.png").read_bytes()
     status, output, _ = run_cli("evaluate", digits_run, "--split", "train")
-    assert "all 1437 images seen" in output
+    assert "split train: 1437 images" in output
     assert (digits_run / "predictions.png").read_bytes() == before
     status, output, error = run_cli(
         "evaluate", digits_run, "--at-least", 0.9999
@@ -122,25 +125,78 @@ def test_evaluate_counts_and_draws(digits_run, run_cli):
     assert "accuracy must be at least 0.9999; it is 0.9" in error
 
 
-def test_predict_names_the_digits(digits_run, run_cli, tmp_path):
-    """Held-out scans as files: as many right as `evaluate` found."""
+@pytest.fixture
+def scans(tmp_path):
+    """A folder with 20 held-out scans as PNG files, and their digits."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    labels = {}
     test = tfds.load("digits", split="test[:20]", as_supervised=True)
-    files, labels = [], []
     for i, (image, label) in enumerate(test.as_numpy_iterator()):
-        files.append(tmp_path / f"{i}.png")
-        Image.fromarray(image[..., 0]).save(files[-1])
-        labels.append(int(label))
-    status, output, _ = run_cli(
-        "predict", *files, "--model", digits_run, "--top", 1
-    )
+        path = folder / f"{i:02d}.png"
+        Image.fromarray(image[..., 0]).save(path)
+        labels[str(path)] = str(label)
+    return folder, labels
+
+
+def test_predict_names_the_digits(digits_run, run_cli, scans):
+    _, labels = scans
+    files = sorted(labels)
+    status, output, _ = run_cli("predict", digits_run, *files, "--top", 1)
     assert status == 0
-    found = re.findall(r"│ (\d) +│ ([\d.]+) +│", output)
-    assert len(found) == 20
-    right = np.mean(
-        [int(d) == y for (d, _), y in zip(found, labels, strict=True)]
+    rows = re.findall(r"│ (\d) +│ +([\d.]+) │", output)
+    assert len(rows) == 20
+    assert all(0.1 < float(p) <= 1 for _, p in rows)
+    right = [d == labels[f] for (d, _), f in zip(rows, files, strict=True)]
+    assert np.mean(right) > 0.8
+
+
+def test_predict_goes_on_after_a_bad_image(digits_run, run_cli, scans):
+    """In every format, with status 1, and the same numbers in all."""
+    folder, labels = scans
+    (folder / "10_bad.png").write_bytes(b"no picture")
+    (folder / ".hidden.png").write_bytes(b"neither")
+    (folder / "notes.txt").write_text("not an image")
+    status, output, error = run_cli("predict", digits_run, folder, "--json")
+    assert status == 1
+    assert error.count("\n") == 1
+    assert "10_bad.png" in error
+    records = json.loads(output)
+    names = [*labels, str(folder / "10_bad.png")]
+    assert [r["image"] for r in records] == sorted(names)
+    bad = [r for r in records if "error" in r]
+    assert [r["image"] for r in bad] == [names[-1]]
+    right = [
+        r["classes"][0]["label"] == labels[r["image"]]
+        for r in records
+        if "classes" in r
+    ]
+    assert np.mean(right) > 0.8
+    status, output, _ = run_cli(
+        "predict", digits_run, folder, "--csv", "--top", 2, "--batch-size", 3
     )
-    assert right > 0.8
-    assert all(0.1 < float(p) <= 1 for _, p in found)
+    assert status == 1
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert len(rows) == 2 * 20 + 1
+    best = {r["image"]: r for r in rows if r["rank"] == "1"}
+    for record in records:
+        if "classes" in record:
+            row = best[record["image"]]
+            assert row["label"] == record["classes"][0]["label"]
+            # Another batch size, another order of sums.
+            assert float(row["probability"]) == pytest.approx(
+                record["classes"][0]["probability"], abs=2e-5
+            )
+
+
+def test_version_and_completion(run_cli):
+    status, output, _ = run_cli("--version")
+    assert (status, output) == (
+        0,
+        f"keras-resnext {keras_resnext.__version__}\n",
+    )
+    status, output, _ = run_cli("--help")
+    assert "--install-completion" in output
 
 
 def test_export_compares_on_the_held_out_images(digits_run, run_cli, tmp_path):
@@ -261,28 +317,39 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         ("summary resnet50x", "`model` must be one of resnext50"),
         ("summary resnext50 --form c", "`form` must be one of 'grouped'"),
         ("train --workdir {new} --model x", "`model` must be one of"),
+        (
+            "train --workdir {new} --recipe digit",
+            "got 'digit'. Did you mean digits?",
+        ),
         ("train --workdir {new} --dataset x", "`dataset` must be"),
         ("train --workdir {new} form=x", "`form` must be one of"),
         ("train --workdir {new} image_size=2", "`input_shape` must be"),
         ("train --workdir {new} epoch=2", "A recipe field must be set as"),
         ("train --workdir {new} --strategy x", "`strategy` must be one of"),
         ("train --workdir {run}", "expected model 'resnext11_8x4d' (found 'r"),
-        ("summary", "`summary` must get the name of a model or --paper"),
+        ("summary", "`summary` takes the name of a model or --paper"),
         ("train --workdir {run}/recipe.json", "`workdir` must be a folder"),
         ("evaluate {run} --dataset {other}", "must have the classes that"),
         ("export {run} --data {other}", "must have the classes that"),
-        ("export {run} --output {run}/recipe.json", "must lie in a folder"),
+        ("export {run} --output {run}/recipe.json", "must be in a folder"),
         (
             "export {run}/model.keras --data {other} --output {new}",
             "must have the classes that",
         ),
-        ("evaluate {new}", "`model` must be the folder of a training run"),
+        ("evaluate {new}", "`dataset` must be given"),
+        ("evaluate {new} --dataset digits", "`model` must be one of"),
         ("evaluate {run} --dataset x", "`dataset` must be"),
         ("evaluate {run} --split dev", "`split` must be one of"),
         ("evaluate {run}/model.keras", "`dataset` must be given"),
-        ("predict setup.cfg --model {run}", "`path` must be an image file"),
-        ("predict no.png --model {run}", "`path` must be an image file"),
-        ("predict no.png --model no", "`model` must be the folder"),
+        ("predict {run} setup.cfg", "must be an image file; setup.cfg"),
+        ("predict {run} no.png", "must be an image file; no.png"),
+        ("predict no no.png", "`model` must be one of resnext50"),
+        ("predict resnext5 no.png", "Did you mean resnext50?"),
+        ("predict {other} no.png", "has no recipe.json"),
+        ("predict {run} {other}/none", "must be an image file"),
+        ("predict no.keras no.png", "there is no file no.keras"),
+        ("predict {run} x.png --json --csv", "--json or --csv; got both"),
+        ("predict {run} no.png --weights x", "`model` must be one of"),
         ("export {run} --format tfx", "`format` must be some of savedmodel"),
         (
             "export {run} --quantize int4",
@@ -294,14 +361,14 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         ),
         (
             "export {run}/model.keras --quantize int8 --output {new}",
-            "`data` must be given to calibrate int8 on",
+            "`data` must be given for the calibration of int8",
         ),
         ("export {run} --min-agreement 2", "`top1_agreement` must be from 0"),
         (
             "export {run} --data-format CHW",
             "`data_format` must be NHWC or NCHW",
         ),
-        ("export {new}", "`model` must be the folder of a training run"),
+        ("export {new}", "`model` must be one of"),
     ],
 )
 def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):

@@ -1,4 +1,5 @@
 """Data sets: the digits through TFDS, and folders of images by class."""
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -6,7 +7,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from keras_resnext.training import datasets
-from keras_resnext.transforms import EvalTransform
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_existing_things_are_not_replaced_unasked(tmp_path):
     target.write_text("old")
     with (
         pytest.raises(
-            FileExistsError, match="`overwrite` true; .*x.txt exists"
+            FileExistsError, match="`overwrite` is true; .*x.txt exists"
         ),
         staged(target),
     ):
@@ -53,7 +53,7 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "x").write_text("old")
-    with pytest.raises(NotADirectoryError, match="must lie in a folder; .*x"):
+    with pytest.raises(NotADirectoryError, match="must be in a folder; .*x"):
         check_free(tmp_path / "x" / "deep" / "y", overwrite=True)
 
 

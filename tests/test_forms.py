@@ -300,7 +300,9 @@ def test_blocks_that_are_not_the_builders_are_refused():
 
     paths = convert_form(model, "branches")
     paths.get_layer("conv2_block1_1_bn_path02").epsilon = 0.1
-    with pytest.raises(ValueError, match="treat all paths of a block alike"):
+    with pytest.raises(
+        ValueError, match="same settings on all paths of a block"
+    ):
         convert_form(paths, "grouped")
 
 

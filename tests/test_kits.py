@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_resnext.preprocessing import resize_and_crop
 from PIL import Image
 
 import keras_resnext
 from keras_resnext.export import Limits
 from keras_resnext.export import to_tflite
-from keras_resnext.preprocessing import resize_and_crop
 
 CLASSIFY = pathlib.Path(__file__).parents[1] / "export/mobile/classify.py"
 LABELS = ["apple", "a long name", *"cdefghij"]

@@ -252,7 +252,7 @@ def test_path_can_be_forced_for_a_while():
 
 def test_unknown_path_is_refused():
     with (
-        pytest.raises(ValueError, match="`path` must be"),
+        pytest.raises(ValueError, match="`implementation` must be"),
         use_conv_implementation("fast"),
     ):
         pass

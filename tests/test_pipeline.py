@@ -1,4 +1,5 @@
 """Input pipelines: batches for training and evaluation."""
+
 import dataclasses
 
 import numpy as np

@@ -1,29 +1,16 @@
 """The folder of a run: what is in it, and what is refused."""
+
 import dataclasses
-import json
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from keras_resnext.classifier import Classifier
-from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
 from keras_resnext.training import Run
-from keras_resnext.training import TrainOptions
-from keras_resnext.training import evaluate
 from keras_resnext.training import train
-from keras_resnext.training import trainer
-from keras_resnext.training.datasets import open_dataset
-from keras_resnext.training.optimizer import make_optimizer
-from keras_resnext.training.pipeline import evaluation_batches
-from keras_resnext.training.step import make_train_steps
-from keras_resnext.transforms import EvalTransform
 
 
 def test_run_is_written_down(toy_run, toy_recipe):
@@ -78,7 +65,9 @@ def test_models_know_their_classes_and_crop(toy_run, toy_recipe, tmp_path):
 
 def test_files_of_unknown_origin_are_refused(toy_recipe, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="has checkpoints and no toy_recipe.json"):
+    with pytest.raises(
+        ValueError, match="has checkpoints and no toy_recipe.json"
+    ):
         train(toy_recipe, tmp_path)
 
 

@@ -1,29 +1,13 @@
 """Single training steps, against gradients written out."""
-import dataclasses
-import json
-import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from keras_resnext.classifier import Classifier
-from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
-from keras_resnext.training import Run
-from keras_resnext.training import TrainOptions
-from keras_resnext.training import evaluate
-from keras_resnext.training import train
-from keras_resnext.training import trainer
-from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.optimizer import make_optimizer
-from keras_resnext.training.pipeline import evaluation_batches
 from keras_resnext.training.step import make_train_steps
-from keras_resnext.transforms import EvalTransform
 
 
 def step_once(model, optimizer, recipe, images, targets, weights):

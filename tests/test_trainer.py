@@ -1,4 +1,5 @@
 """The whole trainer, on three flat colours and a toy net."""
+
 import dataclasses
 import json
 import shutil
@@ -9,21 +10,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from keras_resnext.classifier import Classifier
-from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
-from keras_resnext.training import Run
-from keras_resnext.training import TrainOptions
 from keras_resnext.training import evaluate
 from keras_resnext.training import train
 from keras_resnext.training import trainer
-from keras_resnext.training.datasets import open_dataset
-from keras_resnext.training.optimizer import make_optimizer
-from keras_resnext.training.pipeline import evaluation_batches
-from keras_resnext.training.step import make_train_steps
-from keras_resnext.transforms import EvalTransform
 
 
 def test_best_model_is_the_best_epochs(toy_run, shades):
@@ -36,7 +27,9 @@ def test_training_learns(toy_run):
     assert toy_run.history[-1]["loss"] < toy_run.history[0]["loss"]
 
 
-def test_resuming_ends_where_an_unbroken_run_ends(toy_run, toy_recipe, tmp_path):
+def test_resuming_ends_where_an_unbroken_run_ends(
+    toy_run, toy_recipe, tmp_path
+):
     class StoppedError(Exception):
         pass
 
@@ -62,7 +55,9 @@ def test_resuming_ends_where_an_unbroken_run_ends(toy_run, toy_recipe, tmp_path)
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
-def test_loss_that_is_not_finite_stops_the_run(toy_recipe, tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_stops_the_run(
+    toy_recipe, tmp_path, monkeypatch
+):
     def broken_step(*_, **__):
         return lambda *_: tf.constant([np.nan, 0, 8, 0, 0])
 
@@ -157,7 +152,11 @@ def test_frozen_parts_and_published_weights_stay(
 
 def test_trained_small_and_evaluated_large(toy_recipe, tmp_path):
     larger = dataclasses.replace(
-        toy_recipe, epochs=1, warmup_epochs=0.0, eval_image_size=12, crop_pct=0.8
+        toy_recipe,
+        epochs=1,
+        warmup_epochs=0.0,
+        eval_image_size=12,
+        crop_pct=0.8,
     )
     run = train(larger, tmp_path / "x")
     model = run.load_model()
@@ -265,7 +264,12 @@ def test_a_full_disk_loses_nothing(toy_recipe, tmp_path):
         "train(Recipe(**json.loads(sys.argv[1])), 'x', on_epoch=fill)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(dataclasses.asdict(toy_recipe))],
+        [
+            sys.executable,
+            "-c",
+            code,
+            json.dumps(dataclasses.asdict(toy_recipe)),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""TFLite files taken apart and put together again."""
+"""Parsing and packing of TFLite files."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class _AlignedBuilder(flatbuffers.Builder):
-    """Weights begin at multiples of 16 bytes, as TFLite's own files have."""
+    """Aligns weights to 16 bytes, as TFLite's own writer does."""
 
     def CreateNumpyVector(self, x):
         self.Prep(16, x.nbytes)
@@ -22,7 +22,7 @@ def parse(content: bytes):
 
     parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
     for buffer in parsed.buffers:
-        if buffer.offset > 1:  # behind the FlatBuffer, as the quantiser writes
+        if buffer.offset > 1:  # behind the FlatBuffer
             buffer.data = np.frombuffer(
                 content, "uint8", buffer.size, buffer.offset
             )
@@ -33,8 +33,8 @@ def parse(content: bytes):
 def pack(parsed, size: int) -> bytes:
     """The content of a file, of about `size` bytes, from a `ModelT`."""
     for code in parsed.operatorCodes:
-        # Older readers, OpenVINO's among them, know this field only. It has
-        # eight bits, and says 127 of what does not fit.
+        # The only field that older readers know, OpenVINO among them. It has
+        # eight bits, and 127 stands for what does not fit.
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     builder = _AlignedBuilder(size)
     builder.Finish(parsed.Pack(builder), b"TFL3")
@@ -54,10 +54,10 @@ def _names():
 
 
 def operator_name(parsed, operator) -> str:
-    """What an operator is.
+    """Name of an operator.
 
     Args:
-        parsed: The `ModelT` it is of.
+        parsed: The `ModelT` it belongs to.
         operator: An `OperatorT`.
 
     Returns:
@@ -66,18 +66,18 @@ def operator_name(parsed, operator) -> str:
     code = parsed.operatorCodes[operator.opcodeIndex]
     if code.customCode:
         return code.customCode.decode()
-    # Codes above 127 do not fit the old field, which then says 127.
+    # Codes above 127 do not fit the old field, which is 127 then.
     return _names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 def operators(path: str | os.PathLike) -> list[str]:
-    """Names of a TFLite file's operators, with repetition.
+    """Names of all operators of a TFLite file, in order.
 
     Args:
         path: The file.
 
     Returns:
-        A list as `operator_name` has them.
+        A list of names, see `operator_name`.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What is exported: pixels in, preprocessing, the network, named outputs."""
+"""The exported graph: pixels in, preprocessing, the network, named outputs."""
 
 import contextlib
 import math
@@ -7,15 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnext.inspection import classifies
+from keras_resnext.imagenet import MEAN
+from keras_resnext.imagenet import STD
 from keras_resnext.inspection import image_shape
-from keras_resnext.inspection import layers_of
 from keras_resnext.inspection import output_names
-from keras_resnext.preprocessing import IMAGENET_MEAN
-from keras_resnext.preprocessing import IMAGENET_STD
-from keras_resnext.preprocessing import preprocess_input
 from keras_resnext.rewrite.folding import fold_batch_norm
 from keras_resnext.rewrite.stock import from_stock_layers
+from keras_resnext.transforms import preprocess_input
 
 IMAGE = "image"  # the input's name in every format
 
@@ -23,20 +21,13 @@ IMAGE = "image"  # the input's name in every format
 class ExportGraph:
     """A model for inference behind its preprocessing, as TensorFlow functions.
 
-    Batch norms are folded into convolutions where `fold_batch_norm` can do
-    it; what it refuses is exported as it is. So are Keras' grouped
-    convolutions, whose XLA functions no converter knows, if they cannot be
-    replaced.
+    Batch norms are folded into convolutions, and Keras' grouped convolutions,
+    whose XLA functions no converter supports, are replaced by this package's.
+    Models for which `fold_batch_norm` cannot do that are exported as they are.
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
-        preprocessing: `"imagenet"` puts `keras_resnext.preprocess_input` in
-            front, so that the file takes RGB pixels in [0, 255]; a layer or
-            model is put in front as it is; `None` exports the bare network.
-
-    Raises:
-        ValueError: if `model` or `preprocessing` is something else, or the
-            model does not compute in float32.
+        preprocessing: See `preprocessing_function`.
 
     Example:
 
@@ -51,27 +42,9 @@ class ExportGraph:
             self._preprocess = _normalize
         self.shape = image_shape(model)
         if isinstance(self._preprocess, keras.Layer):
-            # Its variables must be there before a graph is made of it.
+            # Its variables must exist before a graph is traced.
             self._preprocess(np.zeros((1, *self.shape), "float32"))
         self.names = output_names(model)
-        if IMAGE in self.names:
-            raise ValueError(
-                f"`model` must not call an output {IMAGE}, as the input is "
-                "called."
-            )
-        self.classifies = classifies(model)
-        lower = {
-            layer.compute_dtype
-            for layer in layers_of(model)
-            if layer.compute_dtype != "float32"
-        }
-        if lower:
-            raise ValueError(
-                "`model` must compute in float32; it has layers in "
-                f"{', '.join(sorted(lower))}. Build it under the policy "
-                "float32 and give it the same weights."
-            )
-        # What is not made of convolutions and batch norms stays as it is.
         with contextlib.suppress(ValueError):
             model = from_stock_layers(model)
             model = fold_batch_norm(model)
@@ -87,7 +60,7 @@ class ExportGraph:
 
     @property
     def bytes(self):
-        """Size of all weights, float32."""
+        """Size of all weights in float32."""
         return 4 * sum(math.prod(v.shape) for v in self.variables)
 
     def spec(self, batch, dtype="float32"):
@@ -105,14 +78,14 @@ class ExportGraph:
         )
 
     def frozen(self, batch):
-        """A `tf.GraphDef` of float32 images that holds the weights.
+        """A `tf.GraphDef` of float32 images that contains the weights.
 
         Args:
             batch: Batch size, or `None` for any.
 
         Returns:
-            The graph, the name of its input, and a dict from an output's name
-            to that of its tensor.
+            The graph, the name of its input tensor, and a dict from each
+            output's name to the name of its tensor.
         """
         # As arrays: TensorFlow makes a captured tensor an input of the graph.
         values = [
@@ -145,20 +118,25 @@ class ExportGraph:
             return self._preprocess(tf.cast(images, tf.float32))
 
     def _named(self, outputs):
-        if isinstance(outputs, dict):
-            return {name: outputs[name] for name in self.names}
-        return dict(zip(self.names, tf.nest.flatten(outputs), strict=True))
+        return named_outputs(self.names, outputs)
+
+
+def named_outputs(names, outputs):
+    """A model's outputs, a tensor or a list or dict of some, as a dict."""
+    if isinstance(outputs, dict):
+        return {name: outputs[name] for name in names}
+    return dict(zip(names, tf.nest.flatten(outputs), strict=True))
 
 
 def _normalize(images):
-    """`preprocess_input` for a batch, in a shape that converters see through.
+    """`preprocess_input` for a batch, in a form that converters optimise.
 
-    tf2onnx turns constants of four dimensions together with the images, and
-    products but no quotients.
+    tf2onnx transposes constants of four dimensions together with the images,
+    and multiplications but not divisions.
     """
     mean, std = (
         255 * np.array(values, "float32").reshape(1, 1, 1, 3)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
+        for values in (MEAN, STD)
     )
     return (images - mean) * (1 / std)
 
@@ -191,39 +169,17 @@ def _make_constant(node, value):
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
 
 
-def resize_then_crop(image, *, resize_size, image_size, interpolation):
-    """What published weights were evaluated on, in TensorFlow.
-
-    As `weights.transform.resize_crop_normalize` without normalization, but
-    for the resizing itself, whose pixels differ from Pillow's by some levels.
+def preprocessing_function(preprocessing):
+    """The function of pixels that `preprocessing` stands for.
 
     Args:
-        image: uint8 tensor `(height, width, 3)`.
-        resize_size: What the shorter side becomes, in pixels.
-        image_size: Side of the centre crop, in pixels.
-        interpolation: `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        float32 tensor `(image_size, image_size, 3)` in [0, 255].
-    """
-    sides = tf.shape(image)[:2]
-    # The longer side is rounded down, the crop's corner to the nearest.
-    sides = resize_size * sides // tf.reduce_min(sides)
-    image = tf.image.resize(image, sides, interpolation, antialias=True)
-    image = tf.clip_by_value(image, 0, 255)  # bicubic overshoots
-    top, left = tf.unstack(
-        tf.cast(tf.round((sides - image_size) / 2), tf.int32)
-    )
-    return tf.image.crop_to_bounding_box(
-        image, top, left, image_size, image_size
-    )
-
-
-def preprocessing_function(preprocessing):
-    """What `preprocessing` means: a function of pixels.
+        preprocessing: `"imagenet"` for `keras_resnext.preprocess_input`, so
+            that the file takes RGB pixels in [0, 255]; a Keras layer or model
+            from such pixels to the network's input; `None` for the bare
+            network.
 
     Raises:
-        ValueError: if it is none of those of `ExportGraph`.
+        ValueError: if it is none of these.
     """
     if isinstance(preprocessing, str) and preprocessing == "imagenet":
         return preprocess_input

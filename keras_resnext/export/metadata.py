@@ -1,14 +1,13 @@
-"""TFLite metadata: what MediaPipe and other readers need to know of a file.
+"""TFLite metadata: what MediaPipe and other readers must know about a file.
 
-The FlatBuffer is written table by table: MediaPipe's own writer fails on
-import in its wheels (1.2.2), and no other package has one. The numbers of the
-fields are those of tensorflow/lite/schema metadata_schema.fbs, version 1.5.
+The FlatBuffer is written table by table: MediaPipe's own writer cannot be
+imported from its wheels (1.2.2), and no other package has one. The field
+numbers are those of tensorflow/lite/schema metadata_schema.fbs, version 1.5.
 """
 
 import flatbuffers
 import numpy as np
 
-LABELS_FILE = "labels.txt"
 _IDENTIFIER = b"M001"
 # Union members and enumerators.
 _RGB = _NORMALIZATION = _FEATURE_PROPERTIES = np.uint8(1)
@@ -29,20 +28,20 @@ def image_classifier_metadata(
 ) -> bytes:
     """Metadata of a network from an image to classes or features.
 
-    A float input must have normalization options; pixels in [0, 255] go in
-    as they are, because the graph normalizes them: mean 0, deviation 1.
+    A float input must have normalization options. They are mean 0 and
+    deviation 1, because the graph itself normalizes pixels in [0, 255].
 
     Args:
-        name: Of the model.
-        description: Of the model.
+        name: Name of the model.
+        description: Description of the model.
         shape: `(height, width, channels)` of the image.
-        pixels: Whether it takes plain pixels; what else a network takes has
-            no metadata, so that nobody feeds it pixels.
-        input_name: What the image is called.
-        output_names: What the outputs are called; they are described in
-            alphabetical order, which is the file's.
-        probabilities: Whether the only output is from 0 to 1.
-        has_labels: Whether `LABELS_FILE` goes with the file, a class a line.
+        pixels: Whether it takes plain pixels. Any other input is left without
+            metadata, so that no reader feeds it pixels.
+        input_name: Name of the image.
+        output_names: Names of the outputs, in alphabetical order, as in the
+            file.
+        probabilities: Whether the only output is in [0, 1].
+        has_labels: Whether `labels.txt` is attached, one class on each line.
 
     Returns:
         A FlatBuffer with the identifier M001.
@@ -76,7 +75,7 @@ def image_classifier_metadata(
     ]
     if has_labels:
         classes = {
-            0: LABELS_FILE,
+            0: "labels.txt",
             1: "Names of the classes, in the order of the scores.",
             2: _AXIS_LABELS,
         }
@@ -100,10 +99,10 @@ def image_classifier_metadata(
 
 
 def _write(builder, value):
-    """Write a string, vector, list of tables, or table; where it is.
+    """Write a string, vector, list of tables or table, and return its offset.
 
-    A table is a dict from the number of a field to its value; NumPy scalars
-    stand in the table itself.
+    A table is a dict from field number to value; NumPy scalars are stored
+    inline.
     """
     if isinstance(value, str):
         return builder.CreateString(value)

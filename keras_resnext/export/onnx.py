@@ -9,25 +9,34 @@ import keras
 import numpy as np
 
 import keras_resnext
-from keras_resnext.export import artifact
+from keras_resnext import private
+from keras_resnext.classifier import Classifier
 from keras_resnext.export.graph import IMAGE
-from keras_resnext.export.graph import ExportGraph
-from keras_resnext.extras import require
+from keras_resnext.export.session import Session
+from keras_resnext.export.session import check_path
+from keras_resnext.export.verify import Artifact
+from keras_resnext.export.verify import ExportError
+from keras_resnext.export.verify import Limits
+from keras_resnext.export.verify import check_limits
+from keras_resnext.export.verify import first_line
+from keras_resnext.export.verify import require_runtime
+from keras_resnext.export.verify import verify
+from keras_resnext.files import staged
 from keras_resnext.layers import use_conv_implementation
+from keras_resnext.quiet import quiet
+from keras_resnext.transforms import EvalTransform
 
 DATA_FORMATS = ("NHWC", "NCHW")
 QUANTIZATIONS = (None, "int8")
-_PROTOBUF_BYTES = 2**31  # a message cannot be larger
-# Those of tf2onnx that find something in these graphs, once each. Its own loop
-# runs all of them until none finds anything, copies the graph for each, and
-# leaves old weights in memory: 9 GB instead of 2.
-_PASSES = (
+# Those of tf2onnx that change something in these graphs, once each.
+PASSES = (
     "optimize_transpose",
     "fold_constants",
     "global_pool_optimizer",
     "remove_identity",
     "remove_back_to_back",
 )
+_PROTOBUF_BYTES = 2**31  # a message cannot be larger
 # What eight bits are enough for. Softmax is not among them.
 _QUANTIZED_OPERATORS = [
     *("Conv", "MatMul", "Gemm", "Add", "Relu"),
@@ -36,7 +45,7 @@ _QUANTIZED_OPERATORS = [
 
 
 def to_onnx(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     opset: int = 17,
@@ -45,41 +54,48 @@ def to_onnx(
     calibration: np.ndarray | None = None,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
+    transform: EvalTransform | None = None,
     images: np.ndarray | None = None,
-    limits: artifact.Limits | None = None,
+    limits: Limits | None = None,
     overwrite: bool = False,
-) -> artifact.Artifact:
-    """Export a model to an ONNX file, with any batch.
+) -> Artifact:
+    """Export a model to an ONNX file, for any batch size.
 
     The file maps `image`, float32 `(batch, height, width, channels)`, to
-    `probabilities` (`logits`, `scores` or `features` of a model that ends in
-    those; several, and those of a dict, by their own names).
-    Batch norms are folded, and each convolution is one `Conv`. Its metadata
-    have `labels` (a JSON list), `input`, `data_format` and `source`.
+    `probabilities`; to `logits`, `scores` or `features` if the model ends in
+    those; to several outputs, and those of a dict, by their own names. Batch
+    norms are folded, and each convolution is one `Conv`. Its metadata have
+    `labels` (a JSON list) and `transform` (a JSON object) as far as they are
+    known, `input`, `data_format` and `source`.
 
     Args:
-        model: A `keras.Model` with one image input of fixed size.
+        model: A `keras.Model` with one image input of fixed size, or a
+            `Classifier`.
         path: File to write.
         opset: ONNX operator set, from 13 to 18. Defaults to 17, the newest
-            that keeps GlobalAveragePool through tf2onnx.
+            in which tf2onnx writes GlobalAveragePool.
         data_format: `"NHWC"`, or `"NCHW"` for images `(batch, channels, height,
             width)`. Defaults to `"NHWC"`.
         quantize: `"int8"` for weights in signed and activations in unsigned
-            eight bits (QDQ), but for the softmax. Defaults to `None`,
+            eight bits (QDQ), except for the softmax. Defaults to `None`,
             float32.
         calibration: With int8, images whose activations set the ranges, like
-            `images`; some tens, and not those to compare on. Defaults to
-            `None`.
-        preprocessing: `"imagenet"` if the file shall take RGB pixels in
+            `images`; some tens, and other ones than those to compare on.
+            Defaults to `None`.
+        preprocessing: `"imagenet"` if the file is to take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
             input, or `None` for the bare network. Defaults to `"imagenet"`.
-        labels: Class names, in the order of the outputs. Defaults to `None`.
+        labels: Class names, in the order of the outputs. Defaults to `None`,
+            the labels of the `Classifier`.
+        transform: How photographs become the file's input, stored for its
+            readers. Defaults to `None`, the transform of the `Classifier`;
+            for a plain model of square RGB images, the largest centred square.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        limits: What the comparison is held against. Defaults to those of
-            `keras_resnext.export.artifact.LIMITS`.
-        overwrite: Whether to replace what is there. Defaults to `False`.
+        limits: How far the outputs may be from Keras'. Defaults to those of
+            `keras_resnext.export.verify.LIMITS`.
+        overwrite: Whether to replace an existing file. Defaults to `False`.
 
     Returns:
         An `Artifact`.
@@ -87,95 +103,128 @@ def to_onnx(
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
         ExportError: if ONNX Runtime's outputs are not Keras', or a layer
-            cannot be converted; then there is no file, or the one that was
-            there before.
+            cannot be converted; then `path` is as it was before.
         ModuleNotFoundError: if onnxruntime (extra `export`) is missing.
-        ValueError: if an argument is not one of the above.
+        ValueError: if an argument is not as described.
 
     Example:
 
-    >>> to_onnx(model, "resnext50.onnx").top1_agreement
+    >>> to_onnx(model, "resnext50.onnx").agreement.top1_agreement
     1.0
     """
-    require("onnxruntime", extra="export", purpose="The ONNX check")
-    artifact.check_place(path, "onnx", overwrite=overwrite)
-    if type(opset) is not int or opset not in range(13, 19):
-        raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
-    check_data_format(data_format)
-    calibration = artifact.check_quantization(
-        model, quantize, calibration, QUANTIZATIONS
-    )
-    graph = ExportGraph(model, preprocessing)
-    artifact.check_bytes(graph, model, _PROTOBUF_BYTES, "ONNX")
-    properties = {
-        "source": f"{model.name}, keras_resnext {keras_resnext.__version__}",
-        "data_format": data_format,
-        "input": artifact.describe_input(preprocessing),
-    }
-    if labels := artifact.check_labels(labels, model):
-        properties["labels"] = json.dumps(labels)
-
-    def write(new):
-        import onnx
-
-        proto = _convert(graph, opset, data_format)
-        _fold_padding(proto)
-        proto.graph.name = model.name
-        onnx.helper.set_model_props(proto, properties)
-        try:
-            onnx.checker.check_model(proto, full_check=True)
-        except onnx.checker.ValidationError as error:
-            raise artifact.ExportError(
-                "`model` must have operations that ONNX has; "
-                f"{artifact.first_line(error)}"
-            ) from error
-        if quantize is None:
-            onnx.save(proto, new)
-        else:
-            _quantize(proto, calibration, data_format, new)
-
-    return artifact.export(
+    require_runtime("onnx")
+    path = check_path(path, "onnx", overwrite=overwrite)
+    session = Session(
         model,
-        path,
-        format="onnx",
-        write=write,
         preprocessing=preprocessing,
+        labels=labels,
+        transform=transform,
         images=images,
+    )
+    return export_onnx(
+        session,
+        path,
+        opset=opset,
+        data_format=data_format,
         quantize=quantize,
+        calibration=calibration,
         limits=limits,
         overwrite=overwrite,
     )
 
 
-def check_data_format(data_format: str) -> None:
-    """Refuse what is no data_format of images.
+def export_onnx(
+    session: Session,
+    path,
+    *,
+    opset=17,
+    data_format="NHWC",
+    quantize=None,
+    calibration=None,
+    limits=None,
+    overwrite=False,
+) -> Artifact:
+    """Convert, verify and put in place; see `to_onnx`."""
+    if type(opset) is not int or opset not in range(13, 19):
+        raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
+    check_data_format(data_format)
+    calibration = session.check_quantization(
+        quantize, calibration, QUANTIZATIONS
+    )
+    limits = check_limits(limits, quantize)
+    session.check_size(_PROTOBUF_BYTES, "ONNX")
+    with staged(path, overwrite=overwrite) as new:
+        new.write_bytes(session.once(convert, opset, data_format))
+        if quantize:
+            properties = _properties(session, data_format)
+            _quantize(new, calibration, data_format, properties)
+        return verify(
+            session,
+            new,
+            path,
+            format="onnx",
+            quantize=quantize,
+            limits=limits,
+        )
 
-    Raises:
-        ValueError: if it is none of `DATA_FORMATS`.
-    """
+
+def check_data_format(data_format: str) -> None:
+    """Refuse an unknown order of dimensions."""
     if data_format not in DATA_FORMATS:
         raise ValueError(
             f"`data_format` must be NHWC or NCHW; got {data_format!r}."
         )
 
 
-def _convert(graph, opset, data_format):
-    """The graph as an `onnx.ModelProto`."""
+def convert(session: Session, opset: int, data_format: str) -> bytes:
+    """The content of the float32 file."""
+    import onnx
+
+    proto = _optimized(_converted(session.graph, opset, data_format))
+    _fold_padding(proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    proto.graph.name = session.model.name
+    onnx.helper.set_model_props(proto, _properties(session, data_format))
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"`model` must have operations that ONNX has; {first_line(error)}"
+        ) from error
+    return proto.SerializeToString()
+
+
+def _properties(session, data_format):
+    """The file's metadata."""
+    version = keras_resnext.__version__
+    properties = {
+        "source": f"{session.model.name}, keras_resnext {version}",
+        "data_format": data_format,
+        "input": session.input_description,
+    }
+    if session.labels:
+        properties["labels"] = json.dumps(session.labels)
+    if session.transform:
+        properties["transform"] = json.dumps(session.transform.to_config())
+    return properties
+
+
+def _converted(graph, opset, data_format):
+    """The graph as one of tf2onnx, not yet optimised."""
     import tensorflow as tf
-    from tf2onnx import optimizer
     from tf2onnx import tfonnx
 
-    passes = optimizer._get_optimizers()
-    # Whatever this machine can differentiate: Conv has groups.
+    # Conv has groups, whatever this machine can differentiate.
     with use_conv_implementation("native"):
         definition, image, outputs = graph.frozen(batch=None)
     gc.collect()  # graphs refer to themselves, and hold all weights
-    with artifact.quiet("tf2onnx", "tensorflow"), tf.Graph().as_default() as g:
+    with quiet("tf2onnx", "tensorflow"), tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(definition, name="")
         del definition
         try:
-            converted = tfonnx.process_tf_graph(
-                g,
+            return tfonnx.process_tf_graph(
+                tf_graph,
                 opset=opset,
                 input_names=[image],
                 output_names=list(outputs.values()),
@@ -184,25 +233,27 @@ def _convert(graph, opset, data_format):
                 | {tensor: name for name, tensor in outputs.items()},
             )
         except (ValueError, RuntimeError, KeyError) as error:
-            raise artifact.ExportError(
+            raise ExportError(
                 f"`model` must have operations that ONNX has; {error}"
             ) from error
-    del g
-    gc.collect()
-    with artifact.quiet("tf2onnx"):
-        for name in _PASSES:
+
+
+def _optimized(converted):
+    """tf2onnx's graph as an `onnx.ModelProto`, after `PASSES`."""
+    passes = private.onnx_passes()
+    gc.collect()  # TensorFlow's graph
+    with quiet("tf2onnx"):
+        for name in PASSES:
             converted = passes[name]().optimize(converted, 0) or converted
         converted.topological_sort(converted.get_nodes())
-        proto = converted.make_model(graph.names[0])
+        proto = converted.make_model("")
     del converted
     gc.collect()
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return proto
 
 
 def _fold_padding(proto):
-    """Let convolutions and pools pad by themselves, as far as they can."""
+    """Move padding into convolutions and pools, where they can do it."""
     import onnx
 
     constants = {
@@ -232,16 +283,16 @@ def _fold_padding(proto):
 
 
 def _folded_pads(pad, reader, source, constants):
-    """What `reader` would pad if it did what `pad` does; `None` if it cannot.
+    """The `pads` of `reader` once it does the work of `pad`, or `None`.
 
     Args:
         pad: The node.
-        reader: The only one that reads it.
-        source: What `pad` reads; `None` for the graph's input.
+        reader: The only node that reads it.
+        source: The node that `pad` reads; `None` for the graph's input.
         constants: Arrays by name.
     """
-    # A pool pads with what is below everything. Behind a ReLU nothing is
-    # below zero, and each window has something of the image.
+    # A pool pads with minus infinity. After a ReLU nothing is below zero, and
+    # each window contains a part of the image.
     pools = (
         reader.op_type == "MaxPool"
         and source is not None
@@ -277,27 +328,25 @@ def _set_pads(node, pads):
     node.attribute.append(onnx.helper.make_attribute("pads", pads))
 
 
-def _quantize(proto, calibration, data_format, path):
-    """Write the graph with quantised weights and activations."""
+def _quantize(path, calibration, data_format, properties):
+    """Quantise the weights and activations of a file, in place."""
     import onnx
     from onnxruntime import quantization
 
-    inputs = calibration
     if data_format == "NCHW":
-        inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))
+        calibration = np.ascontiguousarray(calibration.transpose(0, 3, 1, 2))
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self._images = iter(inputs)
+            self._images = iter(calibration)
 
         def get_next(self):
             image = next(self._images, None)
             return None if image is None else {IMAGE: image[None]}
 
-    properties = {p.key: p.value for p in proto.metadata_props}
-    with artifact.quiet("root"):
+    with quiet("root"):
         quantization.quantize_static(
-            proto,
+            str(path),
             str(path),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
@@ -307,8 +356,8 @@ def _quantize(proto, calibration, data_format, path):
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             # x86 without VNNI adds two products of unsigned and signed bytes
-            # in 16 bits, and cuts off what is above 2**15. Weights of 7 bits
-            # cannot get there, 2 * 255 * 64 < 2**15, so that a file verified
+            # in 16 bits, and clips sums above 2**15. With weights of 7 bits
+            # they stay below, 2 * 255 * 64 < 2**15, so that a file verified
             # here computes the same elsewhere. Unsigned weights are as safe
             # and a quarter slower.
             reduce_range=True,

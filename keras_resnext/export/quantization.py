@@ -1,19 +1,18 @@
-"""TFLite files in fewer bits, and where the bits are missed.
+"""Quantised TFLite files, and the quantisation error of each layer.
 
-ai-edge-quantizer works on the float32 file, so that one conversion serves
-all; softmax stays in float32, because eight bits give it steps of 1/256.
+ai-edge-quantizer works on the float32 file, so that one conversion serves all
+quantisations. Softmax stays in float32: in eight bits it has steps of 1/256.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from keras_resnext.export import flatbuffer
+from keras_resnext.quiet import silent
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -21,14 +20,15 @@ _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 @dataclasses.dataclass(frozen=True)
 class LayerError:
-    """What quantisation costs one layer, as noise over signal (RMS).
+    """Quantisation error of one layer, as the ratio of noise to signal (RMS).
 
     Args:
-        name: Of the layer.
-        weights: Of its weights.
-        activations: Of its outputs, rounded once; `None` where they stay in
-            float32.
-        accumulated: Of its outputs, after everything before it.
+        name: Name of the layer.
+        weights: Error of its weights.
+        activations: Error of its exact outputs when they are rounded once;
+            `None` where they stay in float32.
+        accumulated: Error of its outputs in the quantised network, with that
+            of all layers before it.
 
     Example:
 
@@ -45,7 +45,7 @@ class LayerError:
 
     @property
     def own(self) -> float:
-        """Of weights and outputs together, what is before it left out."""
+        """Error of weights and outputs together, without earlier layers'."""
         return float(np.hypot(self.weights, self.activations or 0))
 
 
@@ -60,10 +60,10 @@ def quantize_tflite(
     Args:
         model: The file's content, with the one signature `serving_default`.
         quantize: `"float16"` for weights, `"dynamic"` for weights in eight
-            bits and activations in eight bits where a convolution reads
-            them, or `"int8"` for weights and activations.
+            bits and the inputs of convolutions in eight bits, or `"int8"`
+            for weights and activations.
         calibration: With int8, images whose activations set the ranges.
-        exclude: Names of layers that stay in float32.
+        exclude: Names of layers to leave in float32.
 
     Returns:
         The quantised file's content.
@@ -95,8 +95,8 @@ def quantize_tflite(
         quantizer.load_quantization_recipe(recipe.dynamic_wi8_afp32())
     else:
         quantizer.load_quantization_recipe(recipe.static_wi8_ai8())
-        # Logits keep their resolution: one more that was not seen while
-        # calibrating would be cut off.
+        # Logits stay in float32: ones beyond those of the calibration images
+        # would be clipped.
         quantizer.add_dynamic_config(
             ".*", operation.FULLY_CONNECTED, num_bits=8
         )
@@ -111,26 +111,26 @@ def quantize_tflite(
             algorithm_key=AlgorithmName.NO_QUANTIZE,
         )
     ranges = None
-    with _silent():
+    with silent(".*preserve_all_tensors"):
         if quantize == "int8":
             samples = [{"image": image[None]} for image in calibration]
             ranges = quantizer.calibrate(
                 {"serving_default": samples}, num_threads=os.cpu_count()
             )
-        found = quantizer.quantize(
+        result = quantizer.quantize(
             ranges, enable_progress_bar=False, enable_progress_report=False
         )
-    return bytes(found.quantized_model)
+    return bytes(result.quantized_model)
 
 
 def layer_errors(
     model: bytes, quantized: bytes, images: np.ndarray
 ) -> list[LayerError]:
-    """What quantisation costs each layer that has weights.
+    """The quantisation error of each layer that has weights.
 
     Args:
         model: The float32 file's content.
-        quantized: That of the same model quantised.
+        quantized: The content of the same model quantised.
         images: A few images, as the files take them.
 
     Returns:
@@ -147,12 +147,12 @@ def layer_errors(
             accumulated[name] += _power(signal - after.tensor(output))
             if after.is_quantized(output):
                 own[name] += _power(signal - after.rounded(output, signal))
-    found = []
+    errors = []
     for name, (weights, output) in after.layers.items():
         kernel = before.tensor(before.layers[name][0])
         noise = _power(kernel - after.tensor(weights))
         signal = signals[name] or 1.0
-        found.append(
+        errors.append(
             LayerError(
                 name=name,
                 weights=(noise / (_power(kernel) or 1.0)) ** 0.5,
@@ -162,10 +162,11 @@ def layer_errors(
                 accumulated=(accumulated[name] / signal) ** 0.5,
             )
         )
-    return found
+    return errors
 
 
 def _outputs_of(model, names):
+    """Names of the output tensors of layers."""
     layers = _weighted(flatbuffer.parse(model))
     for name in names:
         if name not in layers:
@@ -177,40 +178,40 @@ def _outputs_of(model, names):
 
 
 def _weighted(model):
-    """Layer name -> names of its weights' and its output's tensors."""
+    """Names of the weight and output tensors, by name of the layer."""
     (graph,) = model.subgraphs
-    found = {}
+    layers = {}
     for operator in graph.operators:
         if flatbuffer.operator_name(model, operator) in _WEIGHTED:
             weights, output = (
                 graph.tensors[i].name.decode()
                 for i in (operator.inputs[1], operator.outputs[0])
             )
-            found[_layer_of(weights, found)] = weights, output
-    return found
+            layers[_layer_of(weights, layers)] = weights, output
+    return layers
 
 
 def _layer_of(tensor, taken):
-    """The layer in a tensor's name, without the numbers scopes get."""
+    """The layer in a tensor's name, without TensorFlow's scope number."""
     scope = tensor.split(";")[0].rpartition("/")[0].rpartition("/")[2]
     name = re.sub(r"_\d+$", "", scope) or tensor
     return scope if name in taken else name
 
 
 class _Traced:
-    """A TFLite model with all its tensors."""
+    """A TFLite model that keeps all its tensors."""
 
     def __init__(self, content):
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.interpreter import OpResolverType
 
         self.layers = _weighted(flatbuffer.parse(content))
-        with _silent():
+        with silent(".*preserve_all_tensors"):
             self._interpreter = Interpreter(
                 model_content=content,
                 num_threads=os.cpu_count(),
                 experimental_preserve_all_tensors=True,
-                # XNNPACK keeps none of what it fuses.
+                # XNNPACK does not keep the tensors inside fused operators.
                 experimental_op_resolver_type=(
                     OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
                 ),
@@ -233,15 +234,12 @@ class _Traced:
 
     def _scales(self, tensor):
         """Scales, zero points, and the axis along which they differ."""
-        found = self._details[tensor]["quantization_parameters"]
-        return (
-            found["scales"],
-            found["zero_points"],
-            found["quantized_dimension"],
-        )
+        parameters = self._details[tensor]["quantization_parameters"]
+        names = ("scales", "zero_points", "quantized_dimension")
+        return tuple(parameters[name] for name in names)
 
     def tensor(self, tensor):
-        """A tensor's numbers as they count."""
+        """A tensor's real values."""
         values = self._interpreter.get_tensor(self._details[tensor]["index"])
         values = values.astype("float32")
         scales, zeros, axis = self._scales(tensor)
@@ -252,23 +250,12 @@ class _Traced:
         return (values - zeros.reshape(shape)) * scales.reshape(shape)
 
     def rounded(self, tensor, values):
-        """Other numbers, rounded as this tensor's are."""
+        """Other values, rounded as this tensor's are."""
         (scale,), (zero,), _ = self._scales(tensor)
         steps = np.clip(np.round(values / scale) + zero, -128, 127)
         return (steps - zero) * scale
 
 
 def _power(values):
+    """Mean square."""
     return float(np.square(values, dtype="float64").mean())
-
-
-@contextlib.contextmanager
-def _silent():
-    """Without bars of progress, and advice on how to debug."""
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
-        yield

@@ -1,4 +1,4 @@
-"""One report of several files: each in its own runtime, on the same images."""
+"""Several files of one model, verified and measured on the same images."""
 
 import dataclasses
 import json
@@ -9,29 +9,38 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from keras_resnext.export import artifact
+from keras_resnext.classifier import Classifier
 from keras_resnext.export import onnx
 from keras_resnext.export import quantization
 from keras_resnext.export import runtimes
-from keras_resnext.export.saved_model import to_saved_model
-from keras_resnext.export.tflite import to_tflite
+from keras_resnext.export.picture import draw_report
+from keras_resnext.export.saved_model import export_saved_model
+from keras_resnext.export.session import Session
+from keras_resnext.export.session import check_path
+from keras_resnext.export.tflite import export_tflite
+from keras_resnext.export.verify import LIMITS
+from keras_resnext.export.verify import Agreement
+from keras_resnext.export.verify import Artifact
+from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
+from keras_resnext.export.verify import require_runtime
+from keras_resnext.extras import require
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
-from keras_resnext.inspection import classifies
+from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
 _EXPORTERS = {
-    "savedmodel": to_saved_model,
-    "tflite": to_tflite,
-    "onnx": onnx.to_onnx,
+    "savedmodel": export_saved_model,
+    "tflite": export_tflite,
+    "onnx": onnx.export_onnx,
 }
-
 _FILES = {
     "savedmodel": "saved_model",
     "tflite": "model{}.tflite",
@@ -43,38 +52,285 @@ QUANTIZATIONS = {
     "tflite": quantization.QUANTIZATIONS,
     "onnx": onnx.QUANTIZATIONS,
 }
-_AGREEMENT = (
-    *("max_logit_difference", "mean_logit_difference", "correlation"),
-    *("centred_correlation", "top1_agreement"),
-)
 _CALLS = 50
-_IMAGES = 10  # to take in turn
+_IMAGES = 10  # used in turn
 
 
-def plan(formats, quantizations) -> dict[tuple[str, str | None], str]:
-    """Which files are to be written, each format in all it can.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Files to write, checked before any long work; see `plan_files`.
 
     Args:
-        formats: Names of formats.
-        quantizations: `None`, `"float16"`, `"dynamic"` or `"int8"`.
+        folder: Where the files go, with `report.json` and `report.png`.
+        files: File names by format and quantisation.
+        limits: `Limits` by quantisation.
+        data_format: Order of dimensions in ONNX files.
+        exclude: Layers to leave in float32 in quantised TFLite files.
+        threads: Threads for measuring.
+        overwrite: Whether to replace existing files.
+    """
+
+    folder: pathlib.Path
+    files: dict[tuple[str, str | None], str]
+    limits: dict[str | None, Limits]
+    data_format: str
+    exclude: int
+    threads: int
+    overwrite: bool
+
+    def options(self, format: str, quantize: str | None) -> dict:
+        """Keyword arguments of the exporter of one file."""
+        options = {
+            "limits": self.limits[quantize],
+            "overwrite": self.overwrite,
+        }
+        if format != "savedmodel":
+            options["quantize"] = quantize
+        if format == "onnx":
+            options["data_format"] = self.data_format
+        if format == "tflite" and quantize in ("dynamic", "int8"):
+            options["exclude"] = self.exclude
+        return options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """One file of a `Report`.
+
+    Args:
+        format: `"savedmodel"`, `"tflite"` or `"onnx"`.
+        quantize: `None`, `"float16"`, `"dynamic"` or `"int8"`.
+        path: Where it is, or would be.
+        passed: Whether it was verified; if not, it was not written.
+        error: Why it was refused, or `None`.
+        bytes: Size on disk, in bytes.
+        agreement: How closely its outputs agree with Keras'.
+        limits: The limits that `agreement` was held to.
+        accuracy: Share of the images that it classifies correctly.
+        layer_errors: See `Artifact`.
+        latency_ms: Median time of one image, in milliseconds.
+        peak_bytes: Peak memory of a process that runs it, in bytes.
+
+    Of a file that could not be written, and of images whose classes are not
+    known, what could not be measured is `None`.
+    """
+
+    format: str
+    quantize: str | None
+    path: str
+    passed: bool
+    error: str | None = None
+    bytes: int | None = None
+    agreement: Agreement | None = None
+    limits: Limits | None = None
+    accuracy: float | None = None
+    layer_errors: tuple = ()
+    latency_ms: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Format and quantisation, such as "tflite int8"."""
+        return " ".join(filter(None, (self.format, self.quantize)))
+
+    def to_json(self) -> dict:
+        """All values by name; those of `agreement` stand beside the others."""
+        values = dataclasses.asdict(self)
+        names = [field.name for field in dataclasses.fields(Agreement)]
+        return values | (values.pop("agreement") or dict.fromkeys(names))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `export_files` wrote and measured.
+
+    Args:
+        model: Name of the model.
+        images: Number of images that were compared.
+        threads: Threads used for the latency.
+        keras_accuracy: Share of the images that Keras classifies correctly;
+            `None` if their classes are not known.
+        files: A `FileReport` for each file.
+    """
+
+    model: str
+    images: int
+    threads: int
+    keras_accuracy: float | None
+    files: tuple[FileReport, ...]
+
+    def to_json(self) -> dict:
+        """The content of `report.json`; JSON has no NaN: `None` instead."""
+        files = [file.to_json() for file in self.files]
+        return _without_nan(vars(self) | {"files": files})
+
+
+def plan_files(
+    folder: str | os.PathLike,
+    formats: Sequence[str] = tuple(_FILES),
+    quantizations: Sequence[str | None] = (None,),
+    *,
+    data_format: str = "NHWC",
+    exclude: int = 0,
+    limits: Mapping[str, float | None] | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Plan files for `export_files`, each format in all its quantisations.
+
+    Names, paths, limits and installed extras are checked here, before a model
+    is loaded or anything is written.
+
+    Args:
+        folder: Where the files go, with `report.json` and `report.png`.
+        formats: Names of formats. Defaults to `("savedmodel", "tflite",
+            "onnx")`.
+        quantizations: `None`, `"float16"`, `"dynamic"` or `"int8"`. Defaults
+            to `None` alone.
+        data_format: See `to_onnx`. Defaults to `"NHWC"`.
+        exclude: See `to_tflite`; for dynamic and int8. Defaults to 0.
+        limits: Values that replace those of `LIMITS` for every file, by the
+            names of `Limits`; values of `None` replace nothing. Defaults to
+            `None`.
+        threads: Threads within an operation while measuring. Defaults to all
+            cores.
+        overwrite: Whether to replace existing files. Defaults to `False`.
 
     Returns:
-        File names by format and quantisation.
+        A `Plan`.
 
     Raises:
-        ValueError: if a name is not known, or none of the formats can be
-            quantised so.
+        ValueError: if an argument is not as described, or no format can be
+            quantised as asked.
+        FileExistsError: if one of the files exists and `overwrite` is false.
+        ModuleNotFoundError: if a module of the extra `export` is missing that
+            the files need.
 
     Example:
 
-    >>> plan(["onnx", "tflite"], [None, "float16"])
+    >>> plan_files("export", ["onnx", "tflite"], [None, "float16"]).files
     {('onnx', None): 'model.onnx', ('tflite', None): 'model.tflite',
      ('tflite', 'float16'): 'model_float16.tflite'}
     """
-    for name in formats:
-        if name not in _FILES:
+    files = _file_names(formats, quantizations)
+    given = {k: v for k, v in (limits or {}).items() if v is not None}
+    onnx.check_data_format(data_format)
+    if data_format != "NHWC" and "onnx" not in formats:
+        raise ValueError(
+            "`data_format` must be NHWC unless `formats` has onnx; got "
+            f"{data_format!r}."
+        )
+    if exclude and not {("tflite", "dynamic"), ("tflite", "int8")} & set(files):
+        raise ValueError(
+            "`exclude` must be 0 without TFLite files in dynamic or int8; got "
+            f"{exclude!r}."
+        )
+    plan = Plan(
+        folder=pathlib.Path(folder),
+        files=files,
+        limits={
+            quantize: dataclasses.replace(LIMITS[quantize], **given)
+            for quantize in quantizations
+        },
+        data_format=data_format,
+        exclude=exclude,
+        threads=threads or os.cpu_count(),
+        overwrite=overwrite,
+    )
+    for format, quantize in files:
+        require_runtime(format, quantize)
+    require("matplotlib", extra="export", purpose=_PICTURE)
+    _check_paths(plan)
+    return plan
+
+
+def export_files(
+    model: keras.Model | Classifier,
+    plan: Plan,
+    *,
+    images: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    calibration: np.ndarray | None = None,
+    labels: Sequence[str] | None = None,
+    transform: EvalTransform | None = None,
+    on_file: Callable[[pathlib.Path], None] = lambda path: None,
+) -> Report:
+    """Write, verify and measure the files of a plan, and report on them.
+
+    The files share one `Session`. One that fails its verification is not
+    written; the others are.
+
+    Args:
+        model: A `keras.Model` or `Classifier`, see the exporters.
+        plan: The `Plan` of `plan_files`.
+        images: Pixels to compare on, `(images, height, width, channels)`.
+            Defaults to eight images of noise.
+        classes: Their classes, `(images,)`, for a classifier. Defaults to
+            `None`.
+        calibration: Pixels whose activations set the ranges of int8. Defaults
+            to `None`.
+        labels: Class names. Defaults to those of the `Classifier`.
+        transform: See the exporters. Defaults to that of the `Classifier`.
+        on_file: Called with each path before it is written.
+
+    Returns:
+        A `Report`, as in `report.json`.
+
+    Raises:
+        FileExistsError: if one of the files has come to exist since the plan
+            was made and is not to be overwritten.
+        ValueError: if an argument is not as described.
+
+    Example:
+
+    >>> plan = plan_files("export", ["tflite"], [None, "dynamic"])
+    >>> export_files(model, plan).files[1].latency_ms
+    41.3
+    """
+    session = Session(model, labels=labels, transform=transform, images=images)
+    if any(quantize == "int8" for _, quantize in plan.files):
+        session.check_quantization("int8", calibration, ("int8",))
+    if not session.classifies:
+        classes = None
+    files = []
+    for (format, quantize), name in plan.files.items():
+        path = plan.folder / name
+        on_file(path)
+        options = plan.options(format, quantize)
+        if quantize == "int8":
+            options["calibration"] = calibration
+        try:
+            artifact = _EXPORTERS[format](session, path, **options)
+            cost = run_alone(format, path, session.images, plan.threads)
+            result = _describe(artifact, classes) | cost | {"passed": True}
+        except ExportError as error:
+            result = _describe(error.artifact, classes) | {
+                "passed": False,
+                "error": str(error),
+            }
+        files.append(
+            FileReport(
+                format=format, quantize=quantize, path=str(path), **result
+            )
+        )
+    report = Report(
+        model=session.model.name,
+        images=len(session.images),
+        threads=plan.threads,
+        keras_accuracy=_accuracy(session.reference, classes),
+        files=tuple(files),
+    )
+    _save(report, plan)
+    return report
+
+
+def _file_names(formats, quantizations):
+    """File names by format and quantisation."""
+    for format in formats:
+        if format not in _FILES:
             raise ValueError(
-                f"`format` must be some of {', '.join(_FILES)}; got {name!r}."
+                f"`formats` must be some of {', '.join(_FILES)}; got "
+                f"{format!r}."
             )
     for quantize in quantizations:
         able = [f for f, known in QUANTIZATIONS.items() if quantize in known]
@@ -99,181 +355,70 @@ def plan(formats, quantizations) -> dict[tuple[str, str | None], str]:
     }
 
 
-def check_places(folder, planned, *, overwrite) -> None:
-    """Refuse a folder before long work; see `export_files`."""
-    for (format, _), name in planned.items():
-        artifact.check_place(folder / name, format, overwrite=overwrite)
+def _check_paths(plan):
+    """Refuse places that are taken, each once."""
+    for (format, _), name in plan.files.items():
+        check_path(plan.folder / name, format, overwrite=plan.overwrite)
     for name in (_REPORT, _PICTURE):
-        path = pathlib.Path(folder, name)
-        check_free(path, overwrite=overwrite)
+        path = plan.folder / name
+        check_free(path, overwrite=plan.overwrite)
         if path.is_dir():
             raise FileExistsError(f"`path` must be a file; {path} is a folder.")
 
 
-def export_files(
-    model: keras.Model,
-    folder: str | os.PathLike,
-    planned: dict[tuple[str, str | None], str],
-    *,
-    images: np.ndarray | None = None,
-    classes: np.ndarray | None = None,
-    calibration: np.ndarray | None = None,
-    labels: Sequence[str] | None = None,
-    resize: Callable | None = None,
-    data_format: str = "NHWC",
-    exclude: int = 0,
-    limits: dict[str | None, Limits] | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-    on_file: Callable[[pathlib.Path], None] = lambda path: None,
-) -> dict:
-    """Write files, prove and measure each, and write a report of all.
-
-    A file that fails its proof is not there; the others are.
-
-    Args:
-        model: A `keras.Model`, see the exporters.
-        folder: Where the files go, with `report.json` and `report.png`.
-        planned: Of `plan`.
-        images: Pixels to compare on. Defaults to eight images of noise.
-        classes: What is on them, `(images,)`, for a classifier. Defaults to
-            `None`.
-        calibration: Pixels that set the ranges of int8.
-        labels: Class names. Defaults to `None`.
-        resize: See `to_saved_model`.
-        data_format: See `to_onnx`.
-        exclude: See `to_tflite`.
-        limits: `Limits` by quantisation. Defaults, where there are none, to
-            `artifact.LIMITS`.
-        threads: Threads within an operation while measuring. Defaults to all
-            cores.
-        overwrite: Whether to replace what is there.
-        on_file: Called with each path before it is written.
-
-    Returns:
-        The report, a dict as JSON has it.
-
-    Raises:
-        FileExistsError: if one of the files exists and `overwrite` is false,
-            before anything is written.
-        ValueError: as the exporters do.
-
-    Example:
-
-    >>> planned = plan(["tflite"], [None, "dynamic"])
-    >>> export_files(model, "export", planned)["files"][1]["latency_ms"]
-    """
-    folder, threads = pathlib.Path(folder), threads or os.cpu_count()
-    onnx.check_data_format(data_format)
-    check_places(folder, planned, overwrite=overwrite)
-    shown = artifact.noise(model) if images is None else images
-    limits = artifact.LIMITS | (limits or {})
-    if not classifies(model):
-        classes = None
-    lines = []
-    for (format, quantize), name in planned.items():
-        path = folder / name
-        on_file(path)
-        options = {
-            "savedmodel": {"resize": resize},
-            "tflite": {
-                "quantize": quantize,
-                "exclude": exclude if quantize in ("dynamic", "int8") else 0,
-            },
-            "onnx": {"quantize": quantize, "data_format": data_format},
-        }[format]
-        if quantize == "int8":
-            options["calibration"] = calibration
-        try:
-            found = _EXPORTERS[format](
-                model,
-                path,
-                labels=labels,
-                images=images,
-                limits=limits[quantize],
-                overwrite=overwrite,
-                **options,
-            )
-        except artifact.ExportError as error:
-            known = {"format": format, "quantize": quantize, "path": path}
-            line = _line(known | error.measured, classes)
-            lines.append({**line, "passed": False, "error": str(error)})
-        else:
-            line = _line(vars(found), classes)
-            cost = run_alone(format, path, shown, threads)
-            lines.append({**line, "passed": True, **cost})
-    report = {
-        "model": model.name,
-        "images": len(shown),
-        "threads": threads,
-        "keras_accuracy": None
-        if classes is None
-        else _accuracy(
-            artifact.keras_runner(model, "imagenet")(shown), classes
-        ),
-        "files": lines,
+def _describe(artifact: Artifact | None, classes) -> dict:
+    """Arguments of a `FileReport` from a file that was compared."""
+    if artifact is None:
+        return {}
+    return {
+        "bytes": artifact.size,
+        "agreement": artifact.agreement,
+        "limits": artifact.limits,
+        "accuracy": _accuracy(artifact, classes),
+        "layer_errors": artifact.layer_errors,
     }
-    with staged(folder / _REPORT, overwrite=overwrite) as new:
-        new.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    with staged(folder / _PICTURE, overwrite=overwrite) as new:
-        draw_report(report, new)
-    return report
 
 
-def _line(found, classes):
-    """A line of the report: what the proof found, as far as it got.
-
-    Args:
-        found: Attributes of an `Artifact`.
-        classes: What is on the images, or `None`.
-    """
-    line = {
-        "format": found["format"],
-        "quantize": found["quantize"],
-        "path": str(found["path"]),
-        "bytes": found.get("size"),
-        "latency_ms": None,
-        "peak_bytes": None,
-        "accuracy": None,
-        "limits": None,
-        "layer_errors": [
-            dataclasses.asdict(error) for error in found.get("layer_errors", ())
-        ],
-        **{name: _finite(found.get(name)) for name in _AGREEMENT},
-    }
-    if "limits" in found:
-        line["limits"] = {
-            name: _finite(value)
-            for name, value in dataclasses.asdict(found["limits"]).items()
-        }
-        line["accuracy"] = _accuracy(found["outputs"], classes)
-    return line
-
-
-def _finite(value):
-    """A number that JSON has, or `None`."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _accuracy(outputs, classes):
+def _accuracy(side, classes):
+    """Share of the images that an artifact or Keras classifies correctly."""
     if classes is None:
         return None
-    (scores,) = outputs.values()  # of a classifier, see `export_files`
+    (scores,) = side.outputs.values()
     return float(np.mean(scores.argmax(axis=-1) == classes))
 
 
+def _without_nan(value):
+    """The same with `None` for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _save(report, plan):
+    """Write `report.json` and `report.png`."""
+    with staged(plan.folder / _REPORT, overwrite=plan.overwrite) as new:
+        text = json.dumps(report.to_json(), indent=1, allow_nan=False)
+        new.write_text(text + "\n")
+    with staged(plan.folder / _PICTURE, overwrite=plan.overwrite) as new:
+        draw_report(report, new)
+
+
 def run_alone(format, path, images, threads) -> dict:
-    """Run a file in a process that loads nothing else.
+    """Measure a file in a process that loads nothing else.
 
     Args:
         format: `"savedmodel"`, `"tflite"` or `"onnx"`.
         path: The file.
-        images: Pixels `(images, height, width, channels)`, taken in turn.
+        images: Pixels `(images, height, width, channels)`, used in turn.
         threads: Threads within an operation.
 
     Returns:
-        `latency_ms`, the median of one image, and `peak_bytes`, the process'
-        largest memory.
+        `latency_ms`, the median time of one image, and `peak_bytes`, the
+        peak memory of the process.
 
     Raises:
         RuntimeError: if the process fails.
@@ -288,7 +433,7 @@ def run_alone(format, path, images, threads) -> dict:
         np.save(file, np.asarray(images[:_IMAGES], "float32"))
         process = subprocess.run(
             [
-                # "-P": or this folder's onnx.py would be taken for ONNX.
+                # "-P": or `import onnx` would find this folder's onnx.py.
                 *(sys.executable, "-P", runtimes.__file__, format),
                 *(path, file, str(threads), str(_CALLS)),
             ],
@@ -302,105 +447,3 @@ def run_alone(format, path, images, threads) -> dict:
             f"{process.stderr[-500:]}"
         )
     return json.loads(process.stdout.splitlines()[-1])
-
-
-def draw_report(report: dict, path) -> None:
-    """Draw what the files cost and how far from Keras they are, with a table.
-
-    Args:
-        report: Of `export_files`.
-        path: PNG file to write.
-    """
-    from matplotlib.figure import Figure
-
-    files = [line for line in report["files"] if line["passed"]]
-    rows = len(report["files"])
-    bars, cells = 0.8 + 0.3 * max(1, len(files)), 0.6 + 0.25 * rows
-    figure = Figure(figsize=(13, bars + cells), layout="constrained")
-    figure.suptitle(
-        f"{report['model']}: {report['images']} images, "
-        f"{report['threads']} threads"
-    )
-    upper, lower = figure.subfigures(2, height_ratios=[bars, cells])
-    panels = [
-        ("size (MB)", [line["bytes"] / 1e6 for line in files]),
-        ("latency, batch 1 (ms)", [line["latency_ms"] for line in files]),
-        ("peak memory (MB)", [line["peak_bytes"] / 1e6 for line in files]),
-        (
-            "mean difference of logits",
-            [line["mean_logit_difference"] for line in files],
-        ),
-    ]
-    axes = upper.subplots(1, len(panels), sharey=True)
-    for axis, (title, values) in zip(axes, panels, strict=True):
-        axis.barh([line_name(line) for line in files], values, color="#4a6fa5")
-        for y, value in enumerate(values):
-            axis.annotate(f" {value:,.3g}", (value, y), va="center", fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()  # the first on top, as in the table
-    axis = lower.subplots()
-    axis.axis("off")
-    table = axis.table(
-        [_cells(line, report["keras_accuracy"]) for line in report["files"]],
-        rowLabels=[line_name(line) for line in report["files"]],
-        colLabels=list(_COLUMNS),
-        colWidths=list(_COLUMNS.values()),
-        colColours=["#e8edf4"] * len(_COLUMNS),
-        cellLoc="center",
-        bbox=[0.1, 0, 0.9, 1],
-    )
-    table.auto_set_font_size(False)
-    table.set_fontsize(8)
-    figure.savefig(path, dpi=120)
-
-
-# Columns of the picture's table, and their shares of its width.
-_COLUMNS = {
-    "verdict": 0.08,
-    "largest difference (limit)": 0.22,
-    "mean difference": 0.11,
-    "correlation (limit)": 0.15,
-    "of what images change": 0.16,
-    "top-1 agreement (limit)": 0.15,
-    "accuracy (Keras)": 0.13,
-}
-
-
-def _cells(line, keras_accuracy):
-    """What the table says of a file, below `_COLUMNS`."""
-
-    limits = line["limits"] or {}
-
-    def shown(name, form, note=""):
-        if line[name] is None:
-            return "-"
-        return format(line[name], form) + (f" ({note})" if note else "")
-
-    def at_least(name, form):
-        limit = limits.get(name)
-        return (
-            ""
-            if limit in (None, getattr(Limits, name))
-            else (f"≥ {format(limit, form)}")
-        )
-
-    difference = limits.get("logit_difference")
-    most = "" if difference is None else f"≤ {difference:g} of the largest"
-    changes = at_least("centred_correlation", "g")
-    others = "" if keras_accuracy is None else f"{keras_accuracy:.4f}"
-    return [
-        "passed" if line["passed"] else "FAILED",
-        shown("max_logit_difference", ".2g", most),
-        shown("mean_logit_difference", ".2g"),
-        shown("correlation", ".6f", at_least("correlation", "g")),
-        shown("centred_correlation", ".6f", changes),
-        shown("top1_agreement", ".2%", at_least("top1_agreement", ".2%")),
-        shown("accuracy", ".4f", others),
-    ]
-
-
-def line_name(line) -> str:
-    """What a line of the report is of, such as "tflite int8"."""
-    return line["format"] + (f" {line['quantize']}" * bool(line["quantize"]))

@@ -1,7 +1,7 @@
-"""Exported files in their own runtimes, with neither Keras nor this package.
+"""Exported files in their own runtimes, without Keras and this package.
 
-`python runtimes.py FORMAT FILE IMAGES.npy THREADS CALLS` measures one in a
-process of its own, which loads nothing else, and prints JSON.
+`python runtimes.py FORMAT FILE IMAGES.npy THREADS CALLS` measures a file in a
+process that imports nothing else, and prints JSON.
 """
 
 import json
@@ -19,8 +19,8 @@ def open_saved_model(path, threads=None):
 
     Args:
         path: Its folder.
-        threads: Threads within an operation; `None` leaves TensorFlow's
-            setting, which cannot be changed once it has run.
+        threads: Threads within an operation. Defaults to `None`, TensorFlow's
+            present setting, which is final once TensorFlow has run.
 
     Returns:
         A function from pixels, `(images, height, width, channels)`, to a dict
@@ -38,7 +38,7 @@ def open_saved_model(path, threads=None):
         outputs = serve(image=tf.constant(images, tf.float32))
         return {name: value.numpy() for name, value in outputs.items()}
 
-    run.model = loaded  # which TensorFlow would forget
+    run.model = loaded  # or TensorFlow frees its variables
     return run
 
 
@@ -93,13 +93,27 @@ OPENERS = {
 }
 
 
+def in_batches(run, size=64):
+    """A function of any number of images from one of at most `size`."""
+
+    def run_all(images):
+        parts = np.array_split(images, -(-len(images) // size))
+        outputs = [run(part) for part in parts]
+        return {
+            name: np.concatenate([part[name] for part in outputs])
+            for name in outputs[0]
+        }
+
+    return run_all
+
+
 def median_latency(run, images, calls):
     """Median time of one call with one image, in milliseconds.
 
     Args:
         run: A function of pixels `(1, height, width, channels)`.
-        images: Pixels `(images, height, width, channels)`, taken in turn.
-        calls: Calls to time, after five that are not.
+        images: Pixels `(images, height, width, channels)`, used in turn.
+        calls: Number of timed calls, after five for warm-up.
 
     Returns:
         Milliseconds.
@@ -123,14 +137,13 @@ def main():
 
 
 def peak_memory():
-    """Of this process, in bytes."""
+    """Peak memory of this process, in bytes."""
     try:
         with open("/proc/self/status") as status:
             (line,) = (x for x in status if x.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     except OSError:
-        # Elsewhere than on Linux, where this would begin with the memory of
-        # the process that started this one.
+        # Not on Linux: there a child process starts with its parent's value.
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

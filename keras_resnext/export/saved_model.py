@@ -1,38 +1,44 @@
 """TensorFlow SavedModel: for TensorFlow Serving, and for the converters."""
 
-import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnext.export import artifact
-from keras_resnext.export.graph import ExportGraph
-from keras_resnext.images import decode
-from keras_resnext.preprocessing import resize_and_crop
+from keras_resnext.classifier import Classifier
+from keras_resnext.export.session import Session
+from keras_resnext.export.session import check_path
+from keras_resnext.export.verify import Artifact
+from keras_resnext.export.verify import ExportError
+from keras_resnext.export.verify import Limits
+from keras_resnext.export.verify import check_limits
+from keras_resnext.export.verify import verify
+from keras_resnext.files import staged
+from keras_resnext.quiet import quiet
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import decode
 
 
 def to_saved_model(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
+    transform: EvalTransform | None = None,
     top: int = 5,
-    resize: Callable | None = None,
     images: np.ndarray | None = None,
-    limits: artifact.Limits | None = None,
+    limits: Limits | None = None,
     overwrite: bool = False,
-) -> artifact.Artifact:
+) -> Artifact:
     """Export a model to a SavedModel that loads with TensorFlow alone.
 
-    Each weight is stored once, batch norms are folded. Signatures, for any
-    batch:
+    Each weight is stored once, and batch norms are folded. The signatures
+    take any batch size:
 
     | signature | input |
     |---|---|
@@ -40,84 +46,102 @@ def to_saved_model(
     | `image_uint8` | `image`, the same as uint8, a quarter of the bytes |
     | `image_bytes` | `image_bytes`, strings `(batch,)`: JPEG, PNG, GIF or BMP |
 
-    All put out `probabilities` `(batch, classes)` (`logits`, `scores` or
-    `features` of a model that ends in those; several, and those of a dict, by
-    their own names), and of a classifier `top_indices`,
-    `top_scores` and, with labels, `top_labels`, each `(batch, top)` with the
-    best class first. `labels` become `assets/labels.txt` too.
+    All return `probabilities` `(batch, classes)`; `logits`, `scores` or
+    `features` if the model ends in those; several outputs, and those of a
+    dict, by their own names. A classifier also returns `top_indices`,
+    `top_scores` and, with labels, `top_labels`, each `(batch, top)`, best
+    class first. Labels and transform are stored as `assets/labels.txt` and
+    `assets/transform.json` too.
 
     Args:
-        model: A `keras.Model` with one image input of fixed size.
+        model: A `keras.Model` with one image input of fixed size, or a
+            `Classifier`.
         path: Folder to write.
-        preprocessing: `"imagenet"` if the file shall take RGB pixels in
+        preprocessing: `"imagenet"` if the file is to take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
             input, or `None` for the bare network, which has `serving_default`
             only. Defaults to `"imagenet"`.
-        labels: Class names, in the order of the outputs. Defaults to `None`.
-        top: Best classes to put out. Defaults to 5.
-        resize: What `image_bytes` does with an image, a TensorFlow function
-            from uint8 `(height, width, 3)` to pixels of the model's size.
-            Defaults to `resize_and_crop`, the largest centred square; a model
-            that takes no squares has `image_bytes` only if this is given.
+        labels: Class names, in the order of the outputs. Defaults to `None`,
+            the labels of the `Classifier`.
+        transform: How `image_bytes` turns upright (EXIF), resizes and crops an
+            image. Defaults to `None`, the transform of the `Classifier`; for
+            a plain model, the largest centred square. Models that do not take
+            square RGB images have neither transform nor `image_bytes`.
+        top: Number of best classes to return. Defaults to 5.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        limits: What the comparison is held against. Defaults to
-            `keras_resnext.export.artifact.LIMITS[None]`.
-        overwrite: Whether to replace what is there. Defaults to `False`.
+        limits: How far the outputs may be from Keras'. Defaults to
+            `keras_resnext.export.verify.LIMITS[None]`.
+        overwrite: Whether to replace an existing SavedModel. Defaults to
+            `False`.
 
     Returns:
         An `Artifact`.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is false.
+        FileExistsError: if `path` exists and `overwrite` is false, or it is
+            something else than a SavedModel.
         ExportError: if TensorFlow's outputs from the folder are not Keras';
-            then there is no folder, or the one that was there before.
-        ValueError: if an argument is not one of the above.
+            then `path` is as it was before.
+        ValueError: if an argument is not as described.
 
     Example:
 
-    >>> to_saved_model(model, "resnext50", labels=imagenet_labels())
+    >>> to_saved_model(model, "resnext50", labels=imagenet.labels())
     >>> serve = tf.saved_model.load("resnext50").signatures["image_bytes"]
     >>> serve(image_bytes=tf.constant([open("cat.jpg", "rb").read()]))
     """
-    artifact.check_place(path, "savedmodel", overwrite=overwrite)
-    if type(top) is not int or top < 1:
-        raise ValueError(f"`top` must be 1 or more; got {top!r}.")
-    graph = ExportGraph(model, preprocessing)
-    labels = artifact.check_labels(labels, model)
-    serving = _Serving(graph, labels, top, resize)
-    whole = preprocessing is not None and graph.shape[2] == 3
-    return artifact.export(
+    path = check_path(path, "savedmodel", overwrite=overwrite)
+    session = Session(
         model,
-        path,
-        format="savedmodel",
-        write=lambda new: serving.save(new, whole=whole),
         preprocessing=preprocessing,
+        labels=labels,
+        transform=transform,
         images=images,
-        limits=limits,
-        overwrite=overwrite,
+    )
+    return export_saved_model(
+        session, path, top=top, limits=limits, overwrite=overwrite
     )
 
 
-def write_saved_model(graph: ExportGraph, path, *, batch, dtype="float32"):
+def export_saved_model(
+    session: Session, path, *, top=5, limits=None, overwrite=False
+) -> Artifact:
+    """Convert, verify and put in place; see `to_saved_model`."""
+    if type(top) is not int or top < 1:
+        raise ValueError(f"`top` must be 1 or more; got {top!r}.")
+    limits = check_limits(limits, None)
+    with staged(path, overwrite=overwrite) as new:
+        _Serving(session, top).save(new)
+        return verify(
+            session,
+            new,
+            path,
+            format="savedmodel",
+            quantize=None,
+            limits=limits,
+        )
+
+
+def write_saved_model(graph, path, *, batch, dtype="float32"):
     """Write a graph with `serving_default` alone, for converters.
 
     Args:
         graph: An `ExportGraph`.
         path: Folder to write.
         batch: Batch size, or `None` for any.
-        dtype: Of the pixels.
+        dtype: Data type of the pixels.
     """
     module = tf.Module()
     module.weights = [variable.value for variable in graph.variables]
     module.serve = graph.function(batch, dtype)
-    with artifact.quiet("tensorflow"):
+    with quiet("tensorflow"):
         tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
 def _check_operations(function):
-    """Refuse what runs in this process only, and what converters break on."""
+    """Refuse operations that only this process has, or that need XLA."""
     definition = function.graph.as_graph_def()
     nodes = [
         *definition.node,
@@ -125,15 +149,15 @@ def _check_operations(function):
     ]
     for node in nodes:
         if node.op in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
-            raise artifact.ExportError(
-                "`model` must have operations that a SavedModel holds; "
-                f"{node.name} is a function of Python's."
+            raise ExportError(
+                "`model` must have operations that a SavedModel can store; "
+                f"{node.name} is a Python function."
             )
         if "_XlaMustCompile" in node.attr:
-            raise artifact.ExportError(
+            raise ExportError(
                 "`model` must have operations that every runtime has; "
                 f"{node.name} must be compiled by XLA, as Keras' grouped "
-                "convolutions. keras_resnext.layers.GroupedConv2D computes "
+                "convolutions are. keras_resnext.layers.GroupedConv2D computes "
                 "the same."
             )
 
@@ -141,38 +165,39 @@ def _check_operations(function):
 class _Serving(tf.Module):
     """The signatures of a served model."""
 
-    def __init__(self, graph, labels, top, resize):
+    def __init__(self, session, top):
         super().__init__()
-        self._graph, self._labels, self._top = graph, labels, top
-        height, width, _ = graph.shape
-        if resize is None and height == width:
-            resize = functools.partial(resize_and_crop, size=height)
-        self._resize = resize
-        self._classifies = graph.classifies
-        # Keras' own `export` tracks variables twice, and stores them so.
-        self.weights = [variable.value for variable in graph.variables]
+        self._graph, self._transform = session.graph, session.transform
+        self._top, self._classifies = top, session.classifies
+        self._labels = tuple(session.labels or ())
+        self._attachments = tuple(session.attachments.items())
+        self._takes_pixels = (
+            session.preprocessing is not None and session.shape[2] == 3
+        )
+        # Keras' own `export` tracks variables twice, and stores them twice.
+        self.weights = [variable.value for variable in self._graph.variables]
 
-    def save(self, path, *, whole):
-        """Write the folder; `whole` adds what takes pictures of any kind."""
+    def save(self, path):
+        """Write the folder."""
         self.pixels = self._function(self._serve, self._graph.spec(None))
         signatures = {"serving_default": self.pixels}
-        if whole:
+        if self._takes_pixels:
             spec = self._graph.spec(None, "uint8")
             self.uint8 = self._function(self._serve, spec)
             signatures["image_uint8"] = self.uint8
-        if whole and self._resize:
+        if self._takes_pixels and self._transform:
             spec = tf.TensorSpec((None,), tf.string, "image_bytes")
             self.encoded = self._function(self._serve_bytes, spec)
             signatures["image_bytes"] = self.encoded
         _check_operations(self.pixels.get_concrete_function())
         with tempfile.TemporaryDirectory() as folder:
-            if self._labels:
-                # Read while saving, and its name kept.
-                source = pathlib.Path(folder) / "labels.txt"
-                text = "\n".join(self._labels) + "\n"
-                source.write_text(text, encoding="utf-8")
-                self.asset = tf.saved_model.Asset(str(source))
-            with artifact.quiet("tensorflow"):
+            # Read while saving; they keep their names.
+            self.assets = []
+            for name, content in self._attachments:
+                file = pathlib.Path(folder) / name
+                file.write_text(content, encoding="utf-8")
+                self.assets.append(tf.saved_model.Asset(str(file)))
+            with quiet("tensorflow"):
                 tf.saved_model.save(self, str(path), signatures=signatures)
 
     def _function(self, function, spec):
@@ -191,10 +216,12 @@ class _Serving(tf.Module):
         return outputs
 
     def _serve_bytes(self, image_bytes):
-        def pixels(encoded):
-            image = self._resize(decode(encoded))
-            return tf.ensure_shape(image, self._graph.shape)
-
         return self._serve(
-            tf.map_fn(pixels, image_bytes, fn_output_signature=tf.float32)
+            tf.map_fn(
+                lambda encoded: self._transform.pixels_in_graph(
+                    decode(encoded)
+                ),
+                image_bytes,
+                fn_output_signature=tf.float32,
+            )
         )

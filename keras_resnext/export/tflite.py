@@ -11,19 +11,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_resnext.export import artifact
+from keras_resnext import private
+from keras_resnext.classifier import Classifier
 from keras_resnext.export import flatbuffer
 from keras_resnext.export.graph import IMAGE
-from keras_resnext.export.graph import ExportGraph
-from keras_resnext.export.metadata import LABELS_FILE
 from keras_resnext.export.metadata import image_classifier_metadata
 from keras_resnext.export.quantization import QUANTIZATIONS
 from keras_resnext.export.quantization import layer_errors
 from keras_resnext.export.quantization import quantize_tflite
 from keras_resnext.export.saved_model import write_saved_model
-from keras_resnext.extras import require
+from keras_resnext.export.session import Session
+from keras_resnext.export.session import check_path
+from keras_resnext.export.verify import Artifact
+from keras_resnext.export.verify import ExportError
+from keras_resnext.export.verify import Limits
+from keras_resnext.export.verify import check_limits
+from keras_resnext.export.verify import first_line
+from keras_resnext.export.verify import require_runtime
+from keras_resnext.export.verify import verify
+from keras_resnext.files import staged
 from keras_resnext.inspection import puts_out_probabilities
 from keras_resnext.layers import use_conv_implementation
+from keras_resnext.transforms import EvalTransform
 
 INPUT_DTYPES = ("float32", "uint8")
 _FLATBUFFER_BYTES = 2**31  # offsets are signed
@@ -31,7 +40,7 @@ _TRACED_IMAGES = 4  # for the errors of layers
 
 
 def to_tflite(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     path: str | os.PathLike,
     *,
     quantize: str | None = None,
@@ -40,49 +49,55 @@ def to_tflite(
     input_dtype: str | None = None,
     preprocessing: str | keras.Layer | None = "imagenet",
     labels: Sequence[str] | None = None,
+    transform: EvalTransform | None = None,
     images: np.ndarray | None = None,
-    limits: artifact.Limits | None = None,
+    limits: Limits | None = None,
     overwrite: bool = False,
-) -> artifact.Artifact:
+) -> Artifact:
     """Export a model to a TFLite file: batch 1, builtin operators.
 
     The signature `serving_default` maps `image`, `(1, height, width,
-    channels)`, to `probabilities`, float32 `(1, classes)` (`logits`, `scores`
-    or `features` of a model that ends in those; several, and those of a dict,
-    by their own names). The file has TFLite metadata,
-    with which MediaPipe Tasks opens it, and `labels` as `labels.txt`, in the
-    way TFLite attaches files: it is a zip archive too.
+    channels)`, to `probabilities`, float32 `(1, classes)`; to `logits`,
+    `scores` or `features` if the model ends in those; to several outputs, and
+    those of a dict, by their own names. The file has TFLite metadata, with
+    which MediaPipe Tasks opens it. It is a zip archive too, as TFLite attaches
+    files, with `labels.txt` and `transform.json` as far as they are known.
 
     | `quantize` | size | computes in |
     |---|---|---|
     | `None` | 1 | float32 |
     | `"float16"` | 1/2 | float32, or float16 on a GPU |
-    | `"dynamic"` | 1/4 | convolutions in int8, ranges found at each call |
+    | `"dynamic"` | 1/4 | convolutions in int8, ranges taken at each call |
     | `"int8"` | 1/4 | int8 with ranges from `calibration`; softmax in float32 |
 
     Args:
-        model: A `keras.Model` with one image input of fixed size.
+        model: A `keras.Model` with one image input of fixed size, or a
+            `Classifier`.
         path: File to write.
         quantize: One of the table. Defaults to `None`.
         calibration: With int8, images whose activations set the ranges, like
-            `images`; some tens, and not those to compare on. Defaults to
-            `None`.
-        exclude: Layers that stay in float32: their names, or how many of
-            those with the largest error of their own, see `layer_errors` of
-            what is returned. Defaults to 0.
+            `images`; some tens, and other ones than those to compare on.
+            Defaults to `None`.
+        exclude: Layers to leave in float32: their names, or how many of those
+            with the largest error of their own, see `layer_errors` of the
+            result. Defaults to 0.
         input_dtype: `"float32"` or `"uint8"`. Defaults to uint8 with int8,
-            else to float32.
-        preprocessing: `"imagenet"` if the file shall take RGB pixels in
+            and to float32 otherwise.
+        preprocessing: `"imagenet"` if the file is to take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
             input, or `None` for the bare network, whose input is float32.
             Defaults to `"imagenet"`.
-        labels: Class names, in the order of the outputs. Defaults to `None`.
+        labels: Class names, in the order of the outputs. Defaults to `None`,
+            the labels of the `Classifier`.
+        transform: How photographs become the file's input, stored for its
+            readers. Defaults to `None`, the transform of the `Classifier`;
+            for a plain model of square RGB images, the largest centred square.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
             images of noise.
-        limits: What the comparison is held against. Defaults to those of
-            `keras_resnext.export.artifact.LIMITS`.
-        overwrite: Whether to replace what is there. Defaults to `False`.
+        limits: How far the outputs may be from Keras'. Defaults to those of
+            `keras_resnext.export.verify.LIMITS`.
+        overwrite: Whether to replace an existing file. Defaults to `False`.
 
     Returns:
         An `Artifact`; with dynamic and int8 it has `layer_errors`.
@@ -90,68 +105,75 @@ def to_tflite(
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
         ExportError: if LiteRT's outputs are not Keras', or an operator is not
-            builtin; then there is no file, or the one that was there before.
+            builtin; then `path` is as it was before.
         ModuleNotFoundError: if ai-edge-litert or, to quantise,
             ai-edge-quantizer (extra `export`) is missing.
-        ValueError: if an argument is not one of the above.
+        ValueError: if an argument is not as described.
 
     Example:
 
     >>> to_tflite(model, "resnext50.tflite", labels=names).size
     >>> to_tflite(model, "small.tflite", quantize="int8", calibration=photos)
     """
-    require("ai_edge_litert", extra="export", purpose="The TFLite check")
-    if quantize:
-        require("ai_edge_quantizer", extra="export", purpose="`quantize`")
-    artifact.check_place(path, "tflite", overwrite=overwrite)
-    calibration = artifact.check_quantization(
-        model, quantize, calibration, QUANTIZATIONS
-    )
-    _check_exclude(exclude, quantize)
-    bare = preprocessing is None
-    if input_dtype is None:
-        input_dtype = "uint8" if quantize == "int8" and not bare else "float32"
-    if input_dtype not in INPUT_DTYPES or (bare and input_dtype == "uint8"):
-        raise ValueError(
-            "`input_dtype` must be float32, or uint8 with `preprocessing`; "
-            f"got {input_dtype!r}."
-        )
-    graph = ExportGraph(model, preprocessing)
-    artifact.check_bytes(graph, model, _FLATBUFFER_BYTES, "TFLite")
-    labels = artifact.check_labels(labels, model)
-    samples = artifact.noise(model) if images is None else images
-
-    def write(new):
-        # A quantised input is made of a float one.
-        quantized_input = quantize == "int8" and input_dtype == "uint8"
-        content = _convert(graph, "float32" if quantized_input else input_dtype)
-        errors = []
-        if quantize:
-            content, errors = _quantize(
-                content, quantize, calibration, exclude, samples
-            )
-        if quantized_input:
-            content = _take_pixels(content)
-        content = _add_metadata(content, model, graph, labels, preprocessing)
-        new.write_bytes(content)
-        check_operators(new)
-        if labels:
-            # Appended, so that positions in the archive are the file's.
-            with zipfile.ZipFile(new, "a") as archive:
-                archive.writestr(LABELS_FILE, "\n".join(labels) + "\n")
-        return {"layer_errors": tuple(errors)}
-
-    return artifact.export(
+    require_runtime("tflite", quantize)
+    path = check_path(path, "tflite", overwrite=overwrite)
+    session = Session(
         model,
-        path,
-        format="tflite",
-        write=write,
         preprocessing=preprocessing,
+        labels=labels,
+        transform=transform,
         images=images,
+    )
+    return export_tflite(
+        session,
+        path,
         quantize=quantize,
+        calibration=calibration,
+        exclude=exclude,
+        input_dtype=input_dtype,
         limits=limits,
         overwrite=overwrite,
     )
+
+
+def export_tflite(
+    session: Session,
+    path,
+    *,
+    quantize=None,
+    calibration=None,
+    exclude=0,
+    input_dtype=None,
+    limits=None,
+    overwrite=False,
+) -> Artifact:
+    """Convert, verify and put in place; see `to_tflite`."""
+    calibration = session.check_quantization(
+        quantize, calibration, QUANTIZATIONS
+    )
+    _check_exclude(exclude, quantize)
+    input_dtype = _check_input_dtype(session, input_dtype, quantize)
+    limits = check_limits(limits, quantize)
+    session.check_size(_FLATBUFFER_BYTES, "TFLite")
+    with staged(path, overwrite=overwrite) as new:
+        content, errors = _content(
+            session, quantize, calibration, exclude, input_dtype
+        )
+        new.write_bytes(_add_metadata(content, session))
+        check_operators(new)
+        # Appended, so that positions in the archive are the file's.
+        with zipfile.ZipFile(new, "a") as archive:
+            for name, text in session.attachments.items():
+                archive.writestr(name, text)
+        return verify(
+            session,
+            new,
+            path,
+            format="tflite",
+            quantize=quantize,
+            limits=limits,
+            layer_errors=errors,
+        )
 
 
 def _check_exclude(exclude, quantize):
@@ -173,67 +195,94 @@ def _check_exclude(exclude, quantize):
         )
 
 
-def _convert(graph, dtype):
-    """The float32 file's content."""
+def _check_input_dtype(session, input_dtype, quantize):
+    """The input's data type, or the usual one for `None`."""
+    bare = session.preprocessing is None
+    if input_dtype is None:
+        return "uint8" if quantize == "int8" and not bare else "float32"
+    if input_dtype not in INPUT_DTYPES or (bare and input_dtype == "uint8"):
+        raise ValueError(
+            "`input_dtype` must be float32, or uint8 with `preprocessing`; "
+            f"got {input_dtype!r}."
+        )
+    return input_dtype
+
+
+def _content(session, quantize, calibration, exclude, input_dtype):
+    """The file without metadata, and the errors of its layers."""
+    if quantize is None:
+        return session.once(convert, input_dtype), []
+    # A quantised input is made from a float one.
+    quantized_input = quantize == "int8" and input_dtype == "uint8"
+    content, errors = _quantize(
+        session.once(convert, "float32" if quantized_input else input_dtype),
+        quantize,
+        calibration,
+        exclude,
+        session.images[:_TRACED_IMAGES],
+    )
+    return _take_pixels(content) if quantized_input else content, errors
+
+
+def convert(session: Session, dtype: str) -> bytes:
+    """The content of an unquantised file, for images of `dtype`."""
     # Whatever this machine can differentiate: CONV_2D has groups.
     with (
         tempfile.TemporaryDirectory() as folder,
         use_conv_implementation("native"),
     ):
         saved = Path(folder) / "saved_model"
-        write_saved_model(graph, saved, batch=1, dtype=dtype)
+        write_saved_model(session.graph, saved, batch=1, dtype=dtype)
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(saved), signature_keys=["serving_default"]
         )
-        # Weights behind the FlatBuffer, where `parse` takes them from; or
-        # TensorFlow takes a second to write all of it anew.
-        converter._experimental_use_buffer_offset = True
+        private.use_buffer_offset(converter)  # `flatbuffer.parse` reads both
         try:
             return converter.convert()
         except Exception as error:  # the converter's own class, a plain one
-            raise artifact.ExportError(
+            raise ExportError(
                 "`model` must have operations that TFLite has; "
-                f"{artifact.first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
 
 def _quantize(content, quantize, calibration, exclude, samples):
     """The quantised content, and the errors of its layers."""
-    samples = np.asarray(samples, "float32")[:_TRACED_IMAGES]
     (graph,) = flatbuffer.parse(content).subgraphs
     if not any(graph.inputs[0] in op.inputs for op in graph.operators):
-        raise artifact.ExportError(
+        raise ExportError(
             "`model` must look at its images; nothing in the file reads them."
         )
 
     def quantized(names):
-        found = quantize_tflite(content, quantize, calibration, names)
+        result = quantize_tflite(content, quantize, calibration, names)
         if quantize == "float16":
-            return found, []
-        return found, layer_errors(content, found, samples)
+            return result, []
+        return result, layer_errors(content, result, samples)
 
     if not isinstance(exclude, numbers.Integral):
         return quantized(exclude)
-    found, errors = quantized(())
+    result, errors = quantized(())
     if not exclude:
-        return found, errors
+        return result, errors
     worst = sorted(errors, key=lambda error: error.own)[-exclude:]
     return quantized([error.name for error in worst])
 
 
-def _add_metadata(content, model, graph, labels, preprocessing):
+def _add_metadata(content, session):
+    """The content with TFLite metadata."""
     from ai_edge_litert import schema_py_generated as schema
 
     parsed = flatbuffer.parse(content)
     data = image_classifier_metadata(
-        name=model.name,
-        description=artifact.describe_input(preprocessing),
-        shape=graph.shape,
-        pixels=preprocessing is not None,
+        name=session.model.name,
+        description=session.input_description,
+        shape=session.shape,
+        pixels=session.preprocessing is not None,
         input_name=IMAGE,
-        output_names=graph.names,
-        probabilities=puts_out_probabilities(model),
-        has_labels=labels is not None,
+        output_names=session.output_names,
+        probabilities=puts_out_probabilities(session.model),
+        has_labels=session.labels is not None,
     )
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(data, "uint8")
@@ -247,8 +296,8 @@ def _add_metadata(content, model, graph, labels, preprocessing):
 def _take_pixels(content):
     """Let the first operator turn unsigned pixels into signed ones.
 
-    The quantiser writes it for floats, with a scale from the images it saw;
-    pixels are whole numbers from 0 to 255, so that nothing is rounded.
+    The quantiser writes it for floats, with a scale from the calibration
+    images. Pixels are whole numbers from 0 to 255: nothing is rounded.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -258,7 +307,7 @@ def _take_pixels(content):
     readers = [op for op in graph.operators if index in op.inputs]
     names = [flatbuffer.operator_name(parsed, reader) for reader in readers]
     if names != ["QUANTIZE"]:
-        raise artifact.ExportError(
+        raise ExportError(
             "`input_dtype` must be float32 for a model whose first layer stays "
             "in float32."
         )
@@ -280,7 +329,7 @@ def check_operators(path: str | os.PathLike) -> None:
         path: The file.
 
     Raises:
-        ExportError: if it has Flex operators, or variables left outside.
+        ExportError: if it has Flex operators or reads variables.
     """
     bad = {
         name
@@ -288,7 +337,7 @@ def check_operators(path: str | os.PathLike) -> None:
         if name.startswith("Flex") or name == "VAR_HANDLE"
     }
     if bad:
-        raise artifact.ExportError(
+        raise ExportError(
             "A TFLite file must have builtin operators only; the converter "
             f"wrote {', '.join(sorted(bad))}."
         )

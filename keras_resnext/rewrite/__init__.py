@@ -1,4 +1,8 @@
-"""Built models in another spelling, weights intact."""
+"""Rewrite a built model, weights included: forms, folding, stock layers.
+
+Each function returns a new model with its own layers and weights and leaves
+the original unchanged.
+"""
 
 from keras_resnext.rewrite.folding import fold_batch_norm as fold_batch_norm
 from keras_resnext.rewrite.forms import convert_form as convert_form

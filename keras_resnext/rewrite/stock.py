@@ -1,20 +1,20 @@
-"""Keras' own layers for ours, and ours for Keras'."""
+"""Keras' own layers instead of ours, and back."""
 
 import keras
 
 from keras_resnext.inspection import layers_of
 from keras_resnext.layers import GroupedConv2D
 from keras_resnext.rewrite.walker import STOCK_LAYERS
-from keras_resnext.rewrite.walker import as_functional
-from keras_resnext.rewrite.walker import copy_once
-from keras_resnext.rewrite.walker import copy_weights
+from keras_resnext.rewrite.walker import Rules
+from keras_resnext.rewrite.walker import rewrite_model
 
 
 def to_stock_layers(model: keras.Model) -> keras.Model:
-    """The same network and weights from layers of Keras alone.
+    """The same network and weights, built from Keras' own layers only.
 
-    Its `.keras` file opens where this package is not installed, at the price
-    of Keras' slow grouped convolutions; in the explicit forms there are none.
+    Its `.keras` file opens without this package installed, but the grouped
+    form then runs on Keras' slow grouped convolutions. The explicit forms
+    have none.
 
     Args:
         model: A functional or sequential `keras.Model`.
@@ -24,59 +24,48 @@ def to_stock_layers(model: keras.Model) -> keras.Model:
         weights.
 
     Raises:
-        ValueError: if the model is not made of functional and sequential
-            ones; it names the layer.
+        ValueError: if the model contains a model that is neither functional
+            nor sequential; it names the layer.
 
     Example:
 
     >>> to_stock_layers(model).save("plain.keras")
     """
-    return _to_stock_layers(as_functional(model), {})
 
-
-def _to_stock_layers(model, done):
-    def make(layer):
+    def replace(layer):
         for ours, stock in STOCK_LAYERS.items():
-            if isinstance(layer, ours) and layer not in done:
-                done[layer] = stock.from_config(layer.get_config())
-        return copy_once(layer, done, lambda m: _to_stock_layers(m, done))
+            if isinstance(layer, ours):
+                return stock.from_config(layer.get_config())
 
-    new = keras.models.clone_model(model, clone_function=make)
-    copy_weights(model, new)
-    return new
+    return rewrite_model(model, lambda graph: Rules(replace))
 
 
 def from_stock_layers(model: keras.Model) -> keras.Model:
-    """The same network with `GroupedConv2D` for Keras' grouped convolutions.
+    """The same network, with `GroupedConv2D` for Keras' grouped convolutions.
 
     Args:
         model: A functional or sequential `keras.Model`.
 
     Returns:
-        The model itself if it has none, or a new functional one.
+        A new functional `keras.Model`, or `model` itself if it has no grouped
+        convolution of Keras.
 
     Raises:
-        ValueError: if there are some, and the model is not made of functional
-            and sequential ones; it names the layer.
+        ValueError: if it has, and contains a model that is neither functional
+            nor sequential; it names the layer.
 
     Example:
 
     >>> fast = from_stock_layers(keras.models.load_model("plain.keras"))
     """
+
+    def replace(layer):
+        if _is_stock_grouped(layer):
+            return GroupedConv2D.from_config(layer.get_config())
+
     if not any(map(_is_stock_grouped, layers_of(model))):
         return model
-    return _from_stock_layers(as_functional(model), {})
-
-
-def _from_stock_layers(model, done):
-    def make(layer):
-        if _is_stock_grouped(layer) and layer not in done:
-            done[layer] = GroupedConv2D.from_config(layer.get_config())
-        return copy_once(layer, done, lambda m: _from_stock_layers(m, done))
-
-    new = keras.models.clone_model(model, clone_function=make)
-    copy_weights(model, new)
-    return new
+    return rewrite_model(model, lambda graph: Rules(replace))
 
 
 def _is_stock_grouped(layer):

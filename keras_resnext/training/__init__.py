@@ -3,7 +3,6 @@
 import importlib
 import typing
 
-from keras_resnext.training.options import TrainOptions as TrainOptions
 from keras_resnext.training.recipe import RECIPES as RECIPES
 from keras_resnext.training.recipe import Recipe as Recipe
 
@@ -13,6 +12,7 @@ if typing.TYPE_CHECKING:
     from keras_resnext.training.interrupt import (
         TrainingStoppedError as TrainingStoppedError,
     )
+    from keras_resnext.training.options import TrainOptions as TrainOptions
     from keras_resnext.training.run import Run as Run
     from keras_resnext.training.trainer import train as train
 
@@ -20,12 +20,13 @@ if typing.TYPE_CHECKING:
 _HOME = {
     "Evaluation": "evaluation",
     "Run": "run",
+    "TrainOptions": "options",
     "TrainingStoppedError": "interrupt",
     "evaluate": "evaluation",
     "train": "trainer",
 }
 
-__all__ = ["RECIPES", "Recipe", "TrainOptions", *_HOME]
+__all__ = ["RECIPES", "Recipe", *_HOME]
 
 
 def __getattr__(name):

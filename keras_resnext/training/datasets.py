@@ -1,19 +1,16 @@
 """Find and open data sets: TensorFlow Datasets, or a folder by class."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 from collections.abc import Collection
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_resnext.classifier import Classifier
+from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
-from keras_resnext.training.run import Run
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 
@@ -90,31 +87,6 @@ class ImageData:
             # What TFDS raises when files must be downloaded by hand.
             raise FileNotFoundError(str(error)) from error
 
-    def check_classes(self, classifier: Classifier) -> None:
-        """Refuse a classifier with other classes.
-
-        Published weights name ImageNet's classes in their own way; only their
-        number is compared.
-
-        Args:
-            classifier: A `Classifier`.
-
-        Raises:
-            ValueError: if the classes differ in number, name or order.
-        """
-        count, labels = classifier.model.output_shape[-1], classifier.labels
-        if count != len(self.labels):
-            raise ValueError(
-                f"`dataset` must have the model's {count} classes; {self.name} "
-                f"has {len(self.labels)}."
-            )
-        named = labels and not classifier.record
-        if named and list(labels) != self.labels:
-            raise ValueError(
-                "`dataset` must have the model's classes, "
-                f"{list(labels[:20])}; {self.name} has {self.labels[:20]}."
-            )
-
     def encoded(
         self, split: str, *, shuffle_seed: int | None = None, skip: int = 0
     ) -> tf.data.Dataset:
@@ -148,7 +120,7 @@ class ImageData:
             ).map(lambda name, label: (name, tf.io.read_file(name), label))
         options = tf.data.Options()
         options.deterministic = True
-        with _without_warnings():  # `add_tfds_id` calls a deprecated function
+        with quiet("tensorflow"):  # `add_tfds_id` calls a deprecated function
             examples = self.builder.as_dataset(
                 split=split,
                 decoders={"image": tfds.decode.SkipDecoding()},
@@ -228,7 +200,7 @@ class ImageData:
 def read_images(
     data: ImageData,
     split: str,
-    pixels: Callable,
+    transform: EvalTransform,
     *,
     count: int,
     shuffle_seed: int | None = None,
@@ -238,15 +210,14 @@ def read_images(
     Args:
         data: A prepared `ImageData`.
         split: Name of the split.
-        pixels: Function of an image file's content to an array, the same
-            shape for all, such as `EvalTransform.pixels`.
+        transform: An `EvalTransform`.
         count: Maximum number of images.
         shuffle_seed: Seed of a random choice; `None` for the first images.
             Defaults to `None`.
 
     Returns:
-        Images, float32 `(images, height, width, 3)`, and labels, int64
-        `(images,)`.
+        RGB pixels in [0, 255], float32 `(images, image_size, image_size, 3)`,
+        and labels, int64 `(images,)`.
 
     Raises:
         ValueError: if an image cannot be decoded, or there are none.
@@ -254,13 +225,13 @@ def read_images(
     Example:
 
     >>> transform = EvalTransform.from_crop_pct(16)
-    >>> images, labels = read_images(data, "train", transform.pixels, count=100)
+    >>> images, labels = read_images(data, "train", transform, count=100)
     """
     examples = data.encoded(split, shuffle_seed=shuffle_seed).take(count)
     images, labels = [], []
     for name, encoded, label in examples.as_numpy_iterator():
         try:
-            images.append(np.asarray(pixels(encoded), "float32"))
+            images.append(transform.pixels(encoded).astype("float32"))
         except ValueError as error:
             raise ValueError(
                 "`dataset` must have images that can be decoded; cannot decode "
@@ -295,45 +266,6 @@ def locate(name: str | os.PathLike) -> str:
     folder = pathlib.Path(name).expanduser()
     is_name = os.path.basename(name) == name and name in tfds.list_builders()
     return str(folder.resolve()) if folder.is_dir() and not is_name else name
-
-
-def dataset_for(
-    source: str | os.PathLike,
-    name: str | os.PathLike | None = None,
-    data_dir: str | os.PathLike | None = None,
-) -> ImageData:
-    """The data set to evaluate a classifier on, prepared.
-
-    Args:
-        source: What `Classifier.load` takes.
-        name: Name or folder of a data set, see `open_dataset`. Defaults to
-            `None`, the one that `source`, then the folder of a run, was
-            trained on.
-        data_dir: See `open_dataset`. Defaults to `None`.
-
-    Returns:
-        An `ImageData`.
-
-    Raises:
-        ValueError: if `name` is missing and `source` is not the folder of a
-            run, or if the classes are not those of the run.
-
-    Example:
-
-    >>> dataset_for("runs/digits").name
-    'digits'
-    """
-    run = Run(source) if os.path.isdir(source) else None
-    if name is None and run is None:
-        raise ValueError(
-            "`dataset` must be given for a model that is not the folder of a "
-            f"run, {os.fspath(source)}."
-        )
-    data = open_dataset(name or run.recipe.dataset, data_dir)
-    data.prepare()
-    if run is not None:
-        run.check_labels(data.labels)
-    return data
 
 
 def open_dataset(
@@ -411,18 +343,6 @@ def _open_tfds(name, data_dir):
             f"{name} has {_listed(builder.info.features)}."
         )
     return ImageData(name, builder)
-
-
-@contextlib.contextmanager
-def _without_warnings():
-    """Silence TensorFlow's warnings."""
-    logger = tf.get_logger()
-    before = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _listed(names):

@@ -113,7 +113,7 @@ def evaluate(
     if not isinstance(data, ImageData):
         data = open_dataset(dataset, data_dir)
     data.prepare()
-    data.check_classes(classifier)
+    check_classes(classifier, data)
     split = split or data.val_split
     batches = evaluation_batches(
         data, split, classifier.transform, batch_size, bad=bad
@@ -123,6 +123,30 @@ def evaluate(
     _check_count(split, len(labels) + len(bad.names), data, len(labels))
     loss = float(losses.astype("float64").mean())
     return Evaluation(split, loss, labels, predictions, in_top5, bad.names)
+
+
+def check_classes(classifier: Classifier, data: ImageData) -> None:
+    """Refuse a data set whose classes are not the classifier's.
+
+    Args:
+        classifier: A `Classifier`. For published weights only the number of
+            classes is compared, because data sets name ImageNet's differently.
+        data: A prepared `ImageData`.
+
+    Raises:
+        ValueError: if the classes differ in number, name or order.
+    """
+    count, labels = classifier.model.output_shape[-1], classifier.labels
+    if len(data.labels) != count:
+        raise ValueError(
+            f"`dataset` must have the model's {count} classes; {data.name} "
+            f"has {len(data.labels)}."
+        )
+    if labels and not classifier.record and list(labels) != data.labels:
+        raise ValueError(
+            "`dataset` must have the classes that the model was trained on, "
+            f"{list(labels[:20])}; {data.name} has {data.labels[:20]}."
+        )
 
 
 def _classify(model, batches, bad):

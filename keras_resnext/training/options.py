@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import typing
 
-if typing.TYPE_CHECKING:
-    import tensorflow as tf
+import tensorflow as tf
+
+from keras_resnext.classifier import check_on_bad_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class TrainOptions:
     >>> train(recipe, "runs/x", TrainOptions(save_every_steps=500, keep=5))
     """
 
-    strategy: "str | tf.distribute.Strategy" = "auto"
+    strategy: str | tf.distribute.Strategy = "auto"
     data_dir: str | os.PathLike | None = None
     steps_per_execution: int = 0
     save_every_steps: int = 0
@@ -57,11 +57,3 @@ class TrainOptions:
                     f"`{name}` must be at least {least}; got {value}."
                 )
         check_on_bad_image(self.on_bad_image)
-
-
-def check_on_bad_image(value: str) -> None:
-    """Refuse what is neither "error" nor "skip"."""
-    if value not in ("error", "skip"):
-        raise ValueError(
-            f'`on_bad_image` must be "error" or "skip"; got {value!r}.'
-        )

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.classifier import check_on_bad_image
 from keras_resnext.training import augment
 from keras_resnext.training.datasets import ImageData
-from keras_resnext.training.options import check_on_bad_image
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.transforms import JPEG_METHOD
 from keras_resnext.transforms import EvalTransform

@@ -9,13 +9,11 @@ import typing
 import numpy as np
 
 from keras_resnext.files import staged
+from keras_resnext.transforms import EvalTransform
 
 if typing.TYPE_CHECKING:
     from keras_resnext.training.datasets import ImageData
     from keras_resnext.training.evaluation import Evaluation
-    from keras_resnext.transforms import EvalTransform
-
-_GRID_IMAGES = 40  # in `draw_predictions`
 
 
 def learning_curves(history, path):
@@ -101,8 +99,10 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
 def draw_predictions(
     result: "Evaluation",
     data: "ImageData",
-    transform: "EvalTransform",
+    transform: EvalTransform,
     path: str | os.PathLike,
+    *,
+    count: int = 40,
 ) -> None:
     """Draw images of an evaluation with their predictions, mistakes first.
 
@@ -111,6 +111,7 @@ def draw_predictions(
         data: The `ImageData` that was evaluated.
         transform: The `EvalTransform` it was evaluated with.
         path: PNG file to write; replaced if it exists.
+        count: Maximum number of images. Defaults to 40.
 
     Example:
 
@@ -118,7 +119,7 @@ def draw_predictions(
     >>> draw_predictions(result, data, classifier.transform, "grid.png")
     """
     wrong = result.labels != result.predictions
-    shown = np.argsort(~wrong, kind="stable")[:_GRID_IMAGES]
+    shown = np.argsort(~wrong, kind="stable")[:count]
     images = data.pixels(result.split, transform, without=result.bad_images)
     pixels = {}
     for i, (image, _) in enumerate(images.as_numpy_iterator()):

@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 
+from keras_resnext.classifier import Classifier
 from keras_resnext.files import staged
 from keras_resnext.training.recipe import Recipe
 
@@ -83,19 +84,12 @@ class Run:
         return list(dict.fromkeys(lines))
 
     def load_model(self) -> keras.Model:
-        """The trained `keras.Model`.
+        """The trained `keras.Model`; `Classifier.load` has its labels too.
 
         Raises:
             ValueError: if training is not finished.
         """
-        self._read(self._recipe_file)
-        if not self.model_file.exists():
-            raise ValueError(
-                f"`model` must be a finished run; {self.path} has no "
-                f"{self.model_file.name} yet. Start the same training again "
-                "to finish it."
-            )
-        return keras.saving.load_model(self.model_file)
+        return Classifier.load(self.path).model
 
     @property
     def finished(self) -> bool:

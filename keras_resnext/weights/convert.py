@@ -1,20 +1,31 @@
 """Names and layouts in which weights are published; arrays in, arrays out."""
 
-import collections
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 
 import numpy as np
 
-_STEM = {"conv1": "conv1_conv", "bn1": "conv1_bn", "fc": "predictions"}
-_BLOCK = re.compile(
-    r"layer(?P<stage>\d+)\.(?P<block>\d+)\."
-    r"(?:(?P<kind>conv|bn)(?P<part>[123])|downsample\.(?P<shortcut>[01]))"
-)
-_IN_BLOCK = re.compile(r"conv\d+_block\d+_")
-# Layers of paths in the explicit forms.
-_PATH = re.compile(r"_path(\d+)$")
+from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import STEM
+from keras_resnext.names import LayerName
+from keras_resnext.names import block_name
+from keras_resnext.names import block_numbers
+from keras_resnext.names import block_of
+
+# Torch module -> Keras layer.
+_OUTSIDE_BLOCKS = {"conv1": STEM, "bn1": "conv1_bn", "fc": CLASSIFIER}
+# The same inside blocks.
+_PARTS = {
+    "downsample.0": "0_conv",
+    "downsample.1": "0_bn",
+    **{
+        f"{kind}{i}": f"{i}_{kind}"
+        for kind in ("conv", "bn")
+        for i in (1, 2, 3)
+    },
+}
+_BLOCK = re.compile(r"layer(?P<stage>\d+)\.(?P<block>\d+)\.(?P<part>.+)")
 # In the order in which Keras lists a layer's weights.
 _VALUES = ("weight", "bias", "running_mean", "running_var")
 
@@ -125,76 +136,8 @@ def from_keras_applications(
         elif layer.endswith("_bn"):
             gamma, beta, mean, variance = arrays
             arrays = [gamma, beta, mean, variance + np.float32(1e-8)]
-        converted["predictions" if layer == "probs" else layer] = arrays
+        converted[CLASSIFIER if layer == "probs" else layer] = arrays
     return converted
-
-
-def split_paths(
-    weights: Mapping[str, list[np.ndarray]], layers: Iterable[str]
-) -> dict[str, list[np.ndarray]]:
-    """A grouped model's weights, cut for the explicit forms.
-
-    Args:
-        weights: Layer name to arrays of a grouped model.
-        layers: Names of the layers that are wanted, in any form: those of
-            paths end in `_path01` and so on.
-
-    Returns:
-        Name to arrays, for those of `layers` that `weights` has.
-
-    Example:
-
-    >>> split_paths({"a_2_bn": [np.arange(4)]}, ["a_2_bn_path02",
-    ...                                          "a_2_bn_path01"])
-    {'a_2_bn_path02': [array([2, 3])], 'a_2_bn_path01': [array([0, 1])]}
-    """
-    layers = list(layers)
-    paths = collections.Counter(_PATH.sub("", layer) for layer in layers)
-    cut = {}
-    for layer in layers:
-        whole = _PATH.sub("", layer)
-        if whole not in weights:
-            continue
-        if whole == layer:
-            cut[layer] = weights[whole]
-            continue
-        index = _path_number(layer) - 1
-        cut[layer] = [
-            np.split(array, paths[whole], _path_axis(whole))[index]
-            for array in weights[whole]
-        ]
-    return cut
-
-
-def join_paths(
-    weights: Mapping[str, list[np.ndarray]],
-) -> dict[str, list[np.ndarray]]:
-    """The inverse of `split_paths`.
-
-    Args:
-        weights: Layer name to arrays of a model in any form.
-
-    Returns:
-        Layer name to arrays of the grouped model.
-
-    Example:
-
-    >>> join_paths({"a_2_bn_path02": [np.ones(2)],
-    ...             "a_2_bn_path01": [np.zeros(2)]})
-    {'a_2_bn': [array([0., 0., 1., 1.])]}
-    """
-    paths = {}
-    for layer in sorted(weights, key=_path_number):
-        paths.setdefault(_PATH.sub("", layer), []).append(weights[layer])
-    return {
-        whole: [
-            np.concatenate(arrays, _path_axis(whole))
-            if len(arrays) > 1
-            else arrays[0]
-            for arrays in zip(*pieces, strict=True)
-        ]
-        for whole, pieces in paths.items()
-    }
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -221,38 +164,6 @@ def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated * kernel.dtype.type(kernel.shape[2] / channels)
 
 
-def join_shapes(
-    shapes: Mapping[str, list[tuple[int, ...]]],
-) -> dict[str, list[tuple[int, ...]]]:
-    """What `join_paths` would make of arrays of such shapes.
-
-    Args:
-        shapes: Layer name to shapes, of a model in any form.
-
-    Returns:
-        Layer name to shapes of the grouped model.
-
-    Example:
-
-    >>> join_shapes({"a_2_bn_path02": [(2,)], "a_2_bn_path01": [(2,)]})
-    {'a_2_bn': [(4,)]}
-    """
-    joined = {}
-    for layer, of_layer in shapes.items():
-        whole = _PATH.sub("", layer)
-        if whole not in joined:
-            joined[whole] = list(of_layer)
-            continue
-        axis = _path_axis(whole)
-        for i, (so_far, more) in enumerate(
-            zip(joined[whole], of_layer, strict=True)
-        ):
-            sizes = list(so_far)
-            sizes[axis] += more[axis]
-            joined[whole][i] = tuple(sizes)
-    return joined
-
-
 def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     """The network that a grouped model's weights belong to.
 
@@ -268,23 +179,13 @@ def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     >>> infer_architecture({"conv2_block1_2_conv": [(3, 3, 4, 128)]})
     'resnext5_32x4d'
     """
-    blocks = {match[0] for match in map(_IN_BLOCK.match, shapes) if match}
+    blocks = set(map(block_of, shapes)) - {None}
     first = (shapes.get("conv2_block1_2_conv") or [()])[0]
     if len(first) != 4 or 0 in first:
         return "no network with bottleneck blocks"
     _, _, base_width, filters = first
     cardinality = filters // base_width
     return f"resnext{3 * len(blocks) + 2}_{cardinality}x{base_width}d"
-
-
-def _path_number(layer):
-    match = _PATH.search(layer)
-    return int(match[1]) if match else 0
-
-
-def _path_axis(layer):
-    """Paths differ in a layer's outputs, where they meet again in inputs."""
-    return 2 if layer.endswith("_3_conv") else -1
 
 
 def _from_depthwise(kernel):
@@ -300,29 +201,25 @@ def _from_depthwise(kernel):
 
 def _keras_layer(module):
     """`layer1.0.conv2` -> `conv2_block1_2_conv`."""
-    if module in _STEM:
-        return _STEM[module]
+    if module in _OUTSIDE_BLOCKS:
+        return _OUTSIDE_BLOCKS[module]
     match = _BLOCK.fullmatch(module)
-    if not match:
+    if not match or match["part"] not in _PARTS:
         raise ValueError(f"`tensors` must be a ResNet's; got {module!r}.")
-    kind = match["kind"] or ("conv", "bn")[int(match["shortcut"])]
-    stage, block = int(match["stage"]) + 1, int(match["block"]) + 1
-    return f"conv{stage}_block{block}_{match['part'] or 0}_{kind}"
+    block = block_name(int(match["stage"]) + 1, int(match["block"]) + 1)
+    return str(LayerName(block, _PARTS[match["part"]]))
 
 
 def _torch_module(layer):
     """`conv2_block1_2_conv` -> `layer1.0.conv2`."""
-    for module, name in _STEM.items():
+    for module, name in _OUTSIDE_BLOCKS.items():
         if layer == name:
             return module
-    match = re.fullmatch(r"conv(\d+)_block(\d+)_([0123])_(conv|bn)", layer)
-    if not match:
-        raise ValueError(f"`weights` must be a grouped model's; got {layer!r}.")
-    stage, block, part, kind = match.groups()
-    inner = f"{kind}{part}"
-    if part == "0":
-        inner = f"downsample.{('conv', 'bn').index(kind)}"
-    return f"layer{int(stage) - 1}.{int(block) - 1}.{inner}"
+    for part, ours in _PARTS.items():
+        if block_of(layer) and layer == f"{block_of(layer)}_{ours}":
+            stage, block = block_numbers(layer)
+            return f"layer{stage - 1}.{block - 1}.{part}"
+    raise ValueError(f"`weights` must be a grouped model's; got {layer!r}.")
 
 
 def _reordered(array, layout):

@@ -1,4 +1,13 @@
-"""Published files, from where they are published into their users' caches."""
+"""Download published weights into the caches of their own libraries.
+
+The files that are not on the Hugging Face Hub are downloaded here, because
+neither `keras.utils.get_file` (Keras 3.15) nor `torch.hub` (2.13) does it
+all. Both start again from zero after a broken connection, and neither locks
+the file between processes or retries. `get_file` writes to the final path,
+silently replaces an altered file, and knows MD5 and SHA-256 but not
+torchvision's eight-digit prefixes; `torch.hub` does not check a cached file
+and needs torch.
+"""
 
 import contextlib
 import errno
@@ -11,6 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.files import staged
 from keras_resnext.weights.registry import WeightsRecord
@@ -21,25 +31,25 @@ _CHUNK = 1 << 20
 
 
 def fetch(record: WeightsRecord) -> pathlib.Path:
-    """The file of a record, downloaded if it is not there yet.
+    """The file of a record, downloaded if it is not in the cache.
 
-    Files of the Hugging Face Hub are kept by `huggingface_hub` in its cache,
-    which `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and so on govern; others
-    where torch (`TORCH_HOME`) and Keras (`KERAS_HOME`) keep theirs. For
-    others, `KERAS_RESNEXT_MIRROR` replaces the server's address.
+    Files of the Hugging Face Hub go into the cache of `huggingface_hub`,
+    which `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and so on configure; the
+    others into torch's (`TORCH_HOME`) or Keras' (`KERAS_HOME`).
+    `KERAS_RESNEXT_MIRROR` replaces the server of the others.
 
     Args:
         record: What to fetch.
 
     Returns:
-        Path of a file whose hash was checked just now: with the published
-        one, or with that of the first download, which is written beside it.
+        Path of the file. Its hash was compared with the published one or, if
+        none is published, with that of the first download, which is stored
+        next to it.
 
     Raises:
-        ConnectionError: if the file cannot be downloaded. What has arrived
-            stays, and the next call goes on from there.
-        ValueError: if it is not the file that was published. It is removed.
-        OSError: if the cache cannot be written.
+        ConnectionError: if the download fails. The next call resumes it.
+        ValueError: if the file is not the published one. It is deleted.
+        OSError: if the cache is not writable.
 
     Example:
 
@@ -78,19 +88,19 @@ def _fetch_from_hub(record):
             record.address,
             "model.safetensors",
             revision=record.revision,
-            # Read here, because the client reads it when it is imported.
+            # The client reads the variable only when it is imported.
             endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
         )
-    except Exception as error:  # the client's, and those of its own client
+    except Exception as error:  # its own, and its HTTP client's
         if isinstance(error, OSError) and error.errno:
-            raise  # about the cache's folder
+            raise  # the cache is not writable
         raise ConnectionError(
             f"{record.name} is not in the cache and cannot be downloaded from "
-            f"{record.address}: {_first_line(error)}"
+            f"{record.address}: {first_line(error)}"
         ) from error
     path = pathlib.Path(path)
-    # The Hub's own name for a large file is its SHA-256; where there are no
-    # links (or another server), what was there first decides.
+    # The Hub names large files by their SHA-256. Without links, or from a
+    # mirror, the first download is the reference.
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         _check_hash(blob, "sha256", blob.name, [path, blob])
@@ -101,15 +111,12 @@ def _fetch_from_hub(record):
 
 
 def _check_opens(path):
-    """Before its hash is noted, a first download must be what was asked for.
-
-    Such as not the page on which a network asks its guests to sign in.
-    """
+    """Refuse a first download that is, say, a network's sign-in page."""
     from safetensors import SafetensorError
     from safetensors import safe_open
 
     try:
-        # Reads the header, and that the file ends where it says.
+        # Checks the header and the file's length.
         with safe_open(path, "numpy"):
             pass
     except SafetensorError as error:
@@ -117,29 +124,35 @@ def _check_opens(path):
 
 
 def _check_first(path, note):
-    found = _hash(path, "sha256")
+    """Compare a file with the first download, or note it as the first."""
+    actual = _hash(path, "sha256")
     with contextlib.suppress(OSError):
         first = note.read_text().strip()
         if re.fullmatch("[0-9a-f]{64}", first):
-            _compare(path, "sha256", found, first, [path, path.resolve()], note)
+            _compare(
+                path, "sha256", actual, first, [path, path.resolve()], note
+            )
             return
-    # A cache may be for reading only.
+    # The cache may be read-only.
     with contextlib.suppress(OSError), staged(note, overwrite=True) as new:
-        new.write_text(found + "\n")
+        new.write_text(actual + "\n")
 
 
 def _check_hash(path, kind, expected, remove):
     _compare(path, kind, _hash(path, kind), expected, remove)
 
 
-def _compare(path, kind, found, expected, remove, note=None):
-    if found.startswith(expected):
+def _compare(path, kind, actual, expected, remove, note=None):
+    """Refuse a file whose hash is not the expected one."""
+    if actual.startswith(expected):
         return
     which = "the published file"
     if note:
         which = f"the file of the first download (noted in {note})"
     _refuse(
-        path, f"{which}, whose {kind} is {expected}; its own is {found}", remove
+        path,
+        f"{which}, whose {kind} is {expected}; its own is {actual}",
+        remove,
     )
 
 
@@ -152,7 +165,7 @@ def _refuse(path, expected, remove):
             removed = False
     raise ValueError(
         f"{path} must be {expected}. It "
-        + ("was removed." if removed else "could not be removed.")
+        + ("was deleted." if removed else "could not be deleted.")
     )
 
 
@@ -162,7 +175,7 @@ def _hash(path, kind):
 
 
 def _download(address, path, kind, expected):
-    """Download into a file beside `path`, check it, then rename it."""
+    """Download to a temporary path, check the hash, then rename."""
     if path.is_file():
         _check_hash(path, kind, expected, [path])
         return
@@ -171,16 +184,16 @@ def _download(address, path, kind, expected):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    # Of two processes, the second finds the first one's file.
+    # A second process waits here, then uses the first one's file.
     with FileLock(path.with_name(path.name + ".lock")):
         if path.is_file():
             return
         for attempt in range(ATTEMPTS):
             try:
-                _go_on(address, partial)
+                _resume(address, partial)
                 break
             except (OSError, EOFError, http.client.HTTPException) as error:
-                # Only what a second attempt may change.
+                # Retry only what may succeed the next time.
                 status = getattr(error, "code", None)
                 final = attempt == ATTEMPTS - 1
                 if error.__class__ is PermissionError:
@@ -190,14 +203,14 @@ def _download(address, path, kind, expected):
                     raise
                 if final or (status and status < 500):
                     raise ConnectionError(
-                        f"{address} cannot be downloaded: {_first_line(error)}"
+                        f"{address} cannot be downloaded: {first_line(error)}"
                     ) from error
         _check_hash(partial, kind, expected, [partial])
         partial.replace(path)
 
 
-def _go_on(address, partial):
-    """Append to `partial` what it lacks."""
+def _resume(address, partial):
+    """Download the rest of a file, appending to `partial`."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(address)
     if have:
@@ -205,12 +218,12 @@ def _go_on(address, partial):
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing, or it is another file
+        if error.code == 416:  # complete, or another file: the hash decides
             error.close()
             return
         raise
     with response:
-        if response.status != 206:  # the whole file again
+        if response.status != 206:  # the server sends all of it
             have = 0
         total = have + int(response.headers.get("Content-Length", 0))
         with (
@@ -227,7 +240,7 @@ def _go_on(address, partial):
 
 @contextlib.contextmanager
 def _progress(name, have, total):
-    # Here, because importing it takes longer than the rest of the package.
+    # Imported here because it is slow to import.
     from rich.console import Console
     from rich.progress import BarColumn
     from rich.progress import DownloadColumn
@@ -241,11 +254,7 @@ def _progress(name, have, total):
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    # Not among what a command prints, which may go into a file.
+    # Not to stdout, which may be redirected to a file.
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total or None, completed=have)
         yield lambda size: progress.advance(task, size)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,13 +1,19 @@
-"""Load weights, published or saved, into a built model."""
+"""Load published or saved weights into a built model."""
 
 import dataclasses
 import logging
 import os
 import pathlib
-import re
 
 import ml_dtypes
+import numpy as np
 
+from keras_resnext.extras import suggest
+from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import STEM
+from keras_resnext.names import join_shapes
+from keras_resnext.names import split_paths
+from keras_resnext.names import stage_of
 from keras_resnext.weights import convert
 from keras_resnext.weights.hub import fetch
 from keras_resnext.weights.read import READERS
@@ -18,13 +24,10 @@ from keras_resnext.weights.registry import PUBLISHED
 from keras_resnext.weights.registry import WeightsRecord
 
 _log = logging.getLogger("keras_resnext")
-_HEAD = "predictions"
-_STEM = "conv1_conv"
-_LAYER = re.compile(r"conv1_(conv|bn)|conv\d+_block\d+_.+|predictions")
 
 
 def list_weights(model: str | None = None) -> list[WeightsRecord]:
-    """The published files, or those of one network.
+    """The published weights, or those of one network.
 
     Args:
         model: A network in the paper's notation, such as
@@ -50,7 +53,7 @@ def list_weights(model: str | None = None) -> list[WeightsRecord]:
         known = dict.fromkeys(record.model for record in PUBLISHED)
         raise ValueError(
             f"`model` must be one of {', '.join(known)}, for which weights are "
-            f"published; got {model!r}."
+            f"published; got {model!r}.{suggest(name, known)}"
         )
     return sorted(records, key=_rank)
 
@@ -58,22 +61,23 @@ def list_weights(model: str | None = None) -> list[WeightsRecord]:
 def get_weights(
     model: str, tag: str = "imagenet", include_top: bool = True
 ) -> WeightsRecord:
-    """The record of a published file.
+    """The record of published weights.
 
     Args:
         model: A network, see `list_weights`.
-        tag: A tag of its records, or `"imagenet"` for the best one without
-            restrictions: torchvision's newest, else the most accurate under
-            the Apache licence. A revision of the Hub's repository (branch,
-            tag or commit) may follow an `@`. Defaults to `"imagenet"`.
-        include_top: Whether the classifier is wanted, where a file without it
-            is published too. Defaults to `True`.
+        tag: A tag of its records, or `"imagenet"` for the best permissively
+            licensed weights: torchvision's newest, else the most accurate
+            under the Apache licence. A revision of the Hub's repository
+            (branch, tag or commit) may follow an `@`. Defaults to
+            `"imagenet"`.
+        include_top: Whether to prefer the file with the classifier, where
+            both are published. Defaults to `True`.
 
     Returns:
-        A `WeightsRecord` record.
+        A `WeightsRecord`.
 
     Raises:
-        ValueError: if there is none; it names those there are.
+        ValueError: if the tag is unknown; it lists the known ones.
 
     Example:
 
@@ -101,34 +105,35 @@ def _get_record(model, tag, include_top):
             return records[0]
         raise ValueError(
             f"All published weights of {_notation(model)} are licensed for "
-            "non-commercial use only, so that none is the default; choose one "
-            f"as `weights`: {_tags(records)}."
+            "non-commercial use only, so there is no default; set `weights` "
+            f"to one of {_tags(records)}."
         )
-    found = [record for record in records if record.tag == tag]
-    if not found:
+    tagged = [record for record in records if record.tag == tag]
+    if not tagged:
+        tags = ["imagenet", *(record.tag for record in records)]
         raise ValueError(
             f"`weights` must be None, a file or, for {_notation(model)}, one "
-            f'of "imagenet", {_tags(records)}; got {tag!r}.'
+            f'of "imagenet", {_tags(records)}; got {tag!r}.{suggest(tag, tags)}'
         )
-    matching = [r for r in found if r.include_top == include_top]
-    return (matching or found)[0]
+    matching = [r for r in tagged if r.include_top == include_top]
+    return (matching or tagged)[0]
 
 
 def find_source(
     source: str | os.PathLike, model: str, include_top: bool = True
 ) -> pathlib.Path | WeightsRecord:
-    """What a builder's `weights` means, before anything is built or fetched.
+    """Resolve a builder's `weights` before anything is built or downloaded.
 
     Args:
-        source: A tag, a file or the folder of a training run.
+        source: A tag, a record, a file or the folder of a training run.
         model: The network in the paper's notation.
         include_top: Whether the classifier is wanted. Defaults to `True`.
 
     Returns:
-        A path that exists, or a record.
+        An existing path, or a record.
 
     Raises:
-        ValueError: if it is neither; it says what there is.
+        ValueError: if it is none of these; it lists the choices.
 
     Example:
 
@@ -182,12 +187,11 @@ def _readable(record):
 
 
 def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
-    """Load weights, published or saved, into a model of the builders.
+    """Load published or saved weights into a model of the builders.
 
-    The model may have any form, and it need not have the classifier that the
-    file has: with none it is left out, and one for other classes stays as it
-    is. The first convolution is adapted to images with other channels than
-    RGB (`convert.adapt_stem`). Both is said in one line.
+    The model may have any form. The file's classifier is skipped if the model
+    has none, or one for another number of classes, and the first convolution
+    is adapted if images are not RGB (`convert.adapt_stem`); a warning says so.
 
     Args:
         model: A `keras.Model` of the builders.
@@ -197,20 +201,24 @@ def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
             training run of this package.
 
     Raises:
-        ValueError: if `source` is none of these, does not fit, or holds
-            numbers that are not finite. The model is as it was then.
-        ConnectionError: if a published file cannot be fetched.
+        ValueError: if `source` is none of these, does not fit the model, or
+            has values that are not finite. The model is then unchanged.
+        ConnectionError: if a published file cannot be downloaded.
 
     Example:
 
     >>> keras_resnext.load_weights(model, "tv2_in1k")
     """
-    ours = [x for x in model.layers if x.weights and _LAYER.fullmatch(x.name)]
-    shapes = convert.join_shapes(
+    ours = [
+        x
+        for x in model.layers
+        if x.weights and (stage_of(x.name) or x.name == CLASSIFIER)
+    ]
+    shapes = join_shapes(
         {x.name: [tuple(w.shape) for w in x.weights] for x in ours}
     )
     source = find_source(
-        source, convert.infer_architecture(shapes), _HEAD in shapes
+        source, convert.infer_architecture(shapes), CLASSIFIER in shapes
     )
     path = source
     if isinstance(source, WeightsRecord):
@@ -223,30 +231,31 @@ def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
             )
     dtypes = {x.variable_dtype for x in ours}
     weights = _fitting(read(path), shapes, path, dtypes)
-    cut = convert.split_paths(weights, [x.name for x in ours])
+    cut = split_paths(weights, [x.name for x in ours])
     for layer in ours:
         if layer.name in cut:
             layer.set_weights(cut[layer.name])
 
 
 def _fitting(weights, shapes, path, dtypes):
-    """What of a file goes into a model of such shapes; or an error."""
-    found = {
+    """The part of a file's weights that goes into the model, checked."""
+    file_shapes = {
         name: [a.shape for a in arrays] for name, arrays in weights.items()
     }
-    theirs, ours = (
-        convert.infer_architecture(found),
-        convert.infer_architecture(shapes),
-    )
+    theirs = convert.infer_architecture(file_shapes)
+    ours = convert.infer_architecture(shapes)
     if theirs != ours:
         raise ValueError(
-            f"`weights` must fit the model; {path} holds {theirs}, the model "
-            f"is {ours}."
+            f"`weights` must fit the model; {path} has the weights of "
+            f"{theirs}, the model is {ours}."
         )
-    body = shapes.keys() - {_HEAD}
+    body = shapes.keys() - {CLASSIFIER}
     for verb, names in (
         ("lacks", body - weights.keys()),
-        ("has more than the model", weights.keys() - shapes.keys() - {_HEAD}),
+        (
+            "has more than the model",
+            weights.keys() - shapes.keys() - {CLASSIFIER},
+        ),
     ):
         if names:
             raise ValueError(
@@ -254,7 +263,7 @@ def _fitting(weights, shapes, path, dtypes):
                 f"{', '.join(sorted(names)[:5])}."
             )
     weights = {name: weights[name] for name in shapes if name in weights}
-    _adapt(weights, found, shapes, path)
+    _adapt(weights, file_shapes, shapes, path)
     for name, arrays in weights.items():
         expected = [a.shape for a in arrays]
         if expected != shapes[name]:
@@ -267,7 +276,11 @@ def _fitting(weights, shapes, path, dtypes):
 
 
 def _check_values(name, arrays, path, dtypes):
-    # Of what `layer.set_weights` will cast to, too.
+    """Refuse what `layer.set_weights` would cast to other or bad numbers."""
+    if any(np.iscomplexobj(array) for array in arrays):
+        raise ValueError(
+            f"`weights` must be real; {path} has complex numbers in {name}."
+        )
     largest = min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes)
     if not all((abs(array) <= largest).all() for array in arrays):
         raise ValueError(
@@ -281,28 +294,31 @@ def _check_values(name, arrays, path, dtypes):
         )
 
 
-def _adapt(weights, found, shapes, path):
-    """Other classes and other channels than the file's, and say so."""
-    if _HEAD in shapes and _HEAD not in found:
-        _log.warning("%s has no classifier; the model's stays as it is.", path)
-    elif _HEAD in shapes:
-        features, ours = shapes[_HEAD][0]
-        theirs = found[_HEAD][0][-1]
-        if theirs != ours and found[_HEAD] == [(features, theirs), (theirs,)]:
-            del weights[_HEAD]
+def _adapt(weights, file_shapes, shapes, path):
+    """Adapt to other classes and channels than the file's, with a warning."""
+    if CLASSIFIER in shapes and CLASSIFIER not in file_shapes:
+        _log.warning("%s has no classifier; the model's is unchanged.", path)
+    elif CLASSIFIER in shapes:
+        features, ours = shapes[CLASSIFIER][0]
+        theirs = file_shapes[CLASSIFIER][0][-1]
+        if theirs != ours and file_shapes[CLASSIFIER] == [
+            (features, theirs),
+            (theirs,),
+        ]:
+            del weights[CLASSIFIER]
             _log.warning(
                 "%s has a classifier of %d classes, the model of %d; the "
-                "model's stays as it is.",
+                "model's is unchanged.",
                 path,
                 theirs,
                 ours,
             )
-    channels = shapes[_STEM][0][2]
-    if [s[2:3] for s in found[_STEM]] == [(3,)] and channels != 3:
-        (kernel,) = weights[_STEM]
-        weights[_STEM] = [convert.adapt_stem(kernel, channels)]
+    channels = shapes[STEM][0][2]
+    if [s[2:3] for s in file_shapes[STEM]] == [(3,)] and channels != 3:
+        (kernel,) = weights[STEM]
+        weights[STEM] = [convert.adapt_stem(kernel, channels)]
         _log.warning(
-            "%s is of RGB images, the model of %d channels; the first "
+            "%s is for RGB images, the model for %d channels; the first "
             "convolution was adapted.",
             path,
             channels,
@@ -315,7 +331,7 @@ def _notation(model):
 
 
 def _rank(record):
-    """Torchvision's own on the Hub, newest first; then by accuracy."""
+    """Sort key: licence, then torchvision's on the Hub, then accuracy."""
     torchvision = record.source == "huggingface" and record.tag.startswith("tv")
     return (
         not record.commercial,

@@ -1,4 +1,4 @@
-"""Files of weights as arrays, under a grouped model's layer names."""
+"""Read weight files as arrays, under a grouped model's layer names."""
 
 import importlib.util
 import os
@@ -7,19 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_resnext.extras import first_line
 from keras_resnext.extras import require
+from keras_resnext.names import join_paths
 from keras_resnext.weights import convert
 
 
 def reader_of(path: str | os.PathLike) -> Callable | None:
-    """What reads a file, judged by its name; `None` if nothing does.
+    """The reader of a file, chosen by its name; `None` if there is none.
 
     Args:
         path: A file, or the folder of a training run.
 
     Returns:
-        A function of the path that returns layer name to arrays, as a grouped
-        model has them; `read` calls it. No code that a file may hold is run.
+        A function from the path to a dict of layer name to arrays, as of a
+        grouped model. It runs no code from the file.
 
     Example:
 
@@ -36,17 +38,18 @@ def reader_of(path: str | os.PathLike) -> Callable | None:
 
 
 def read(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
-    """Read a file with the reader of its name.
+    """Read a weight file of any format.
 
     Args:
         path: A file, or the folder of a training run.
 
     Returns:
-        Layer name to arrays, as a grouped model has them.
+        Layer name to arrays, as of a grouped model.
 
     Raises:
-        ValueError: if the file is not what its name says.
-        ModuleNotFoundError: if what reads it is not installed.
+        ValueError: if the file is damaged or of another format than its name
+            says.
+        ModuleNotFoundError: if its reader needs a module that is missing.
 
     Example:
 
@@ -57,13 +60,13 @@ def read(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
         return reader_of(path)(path)
     except ImportError:
         raise
-    # Damaged files end in whatever their libraries meet first.
+    # On damaged files, libraries raise errors of any type.
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(
-            f"{path} holds no weights of a ResNeXt: {reason}"
+            f"{path} does not contain ResNeXt weights: {reason}"
         ) from error
 
 
@@ -75,18 +78,20 @@ def read_safetensors(path):
     try:
         tensors = load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is not a safetensors file: {error}"
+        ) from error
     return convert.from_torch(tensors)
 
 
 def require_torch(what: object) -> None:
-    """Refuse a `.pth` file where torch, which reads it, is missing.
+    """Check that torch, which reads `.pth` files, is installed.
 
     Args:
-        what: What shall be read.
+        what: What will be read.
 
     Raises:
-        ModuleNotFoundError: if torch cannot be found.
+        ModuleNotFoundError: if torch is not installed.
 
     Example:
 
@@ -109,15 +114,14 @@ def read_pth(path):
         # Tensors only: a pickle could hold code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        # What torch says of it is how to run the code that may be in there.
+        # torch's own message explains how to run the code in the file.
         raise ValueError(
-            f"{path} is no file of tensors, or holds more than tensors "
-            f"({type(error).__name__}); nothing in it was run."
+            f"{path} is not a plain tensor checkpoint; it was not unpickled."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not state or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{path} is no file of tensors by name.")
-    # Networks that trained in parallel have a name in front of all others.
+        raise ValueError(f"{path} has no named tensors.")
+    # DataParallel prefixes all names.
     return convert.from_torch(
         {
             name.removeprefix("module."): tensor.float().numpy()
@@ -127,13 +131,13 @@ def read_pth(path):
 
 
 def read_legacy_h5(path):
-    """Keras 2's layout: a group a layer, the names in attributes."""
+    """Keras 2's layout: one group per layer, names in attributes."""
     import h5py
 
     try:
         file = h5py.File(path)
     except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file: {error}") from error
+        raise ValueError(f"{path} is not an HDF5 file: {error}") from error
     with file:
         root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
@@ -149,13 +153,13 @@ def read_legacy_h5(path):
     kernel = weights.get("conv2_block1_2_conv", [None])[0]
     if kernel is not None and kernel.shape[2] > kernel.shape[3]:
         return convert.from_keras_applications(weights)
-    return convert.join_paths(weights)
+    return join_paths(weights)
 
 
 def _array(group, name):
     values = np.asarray(group[name][()])
     if values.dtype.kind not in "fiu":
-        raise ValueError(f"{name} holds {values.dtype}, no numbers")
+        raise ValueError(f"{name} is of {values.dtype}, not of numbers")
     return values
 
 
@@ -166,7 +170,7 @@ def read_weights_h5(path):
     try:
         file = h5py.File(path)
     except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file: {error}") from error
+        raise ValueError(f"{path} is not an HDF5 file: {error}") from error
     with file:
         weights = {}
         for group in file["layers"].values():
@@ -175,7 +179,7 @@ def read_weights_h5(path):
                 names = map(str, range(len(values)))
                 arrays = [_array(values, name) for name in names]
                 weights[values.attrs["name"]] = arrays
-    return convert.join_paths(weights)
+    return join_paths(weights)
 
 
 def read_keras(path):
@@ -183,16 +187,16 @@ def read_keras(path):
 
     if not os.path.isfile(path):
         raise ValueError(
-            f"{path} is not there; a training run has it once it is finished."
+            f"{path} does not exist; training writes it at its end."
         )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if "File not found" in reason:  # said of damaged ones
-            reason = "it is no archive, or a part of one"
-        raise ValueError(f"{path} is no .keras file: {reason}") from error
-    return convert.join_paths(
+        reason = first_line(error)
+        if "File not found" in reason:  # Keras says so of damaged files
+            reason = "it is not a complete archive"
+        raise ValueError(f"{path} is not a .keras file: {reason}") from error
+    return join_paths(
         {x.name: x.get_weights() for x in model.layers if x.weights}
     )
 

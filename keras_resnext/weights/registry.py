@@ -6,16 +6,15 @@ keras-applications 1.0.8 (`resnext.py` and its README).
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+
+from keras_resnext.imagenet import MEAN
+from keras_resnext.imagenet import STD
+from keras_resnext.transforms import EvalTransform
 
 APACHE = "apache-2.0"
 BSD = "bsd-3-clause"
 NON_COMMERCIAL = "cc-by-nc-4.0"
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,34 +78,16 @@ class WeightsRecord:
         """Model and tag, as `keras-resnext list --weights` shows them."""
         return f"{self.model}.{self.tag}"
 
-    def transform(self) -> Callable:
-        """The evaluation transform: uint8 image in, network input out.
-
-        Returns:
-            A function from uint8 `(height, width, 3)` of any size to float32
-            `(image_size, image_size, 3)`, see
-            `weights.transform.resize_crop_normalize`.
-        """
-        from keras_resnext.weights.transform import resize_crop_normalize
-
-        return functools.partial(
-            resize_crop_normalize,
-            resize_size=self.resize_size,
+    @property
+    def transform(self) -> EvalTransform:
+        """The transform that the published accuracies were measured with."""
+        return EvalTransform(
             image_size=self.image_size,
+            resize_size=self.resize_size,
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
         )
-
-    def pixels(self) -> Callable:
-        """What `transform` does before it normalizes.
-
-        Returns:
-            A function from uint8 `(height, width, 3)` of any size to float32
-            `(image_size, image_size, 3)`, whole numbers in [0, 255].
-        """
-        plain = dataclasses.replace(self, mean=(0,) * 3, std=(1 / 255,) * 3)
-        return plain.transform()
 
     @property
     def size_mb(self) -> float:

@@ -1,4 +1,4 @@
-"""Weights for others: what was trained here, in torchvision's names."""
+"""Save weights in torchvision's names, for other libraries."""
 
 import os
 
@@ -7,6 +7,7 @@ import numpy as np
 from keras_resnext.extras import require
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
+from keras_resnext.names import join_paths
 from keras_resnext.weights import convert
 
 
@@ -18,12 +19,12 @@ def export_weights(
     Args:
         model: A `keras.Model` of the builders, in any form.
         path: A file that ends in `.safetensors`.
-        overwrite: Whether to replace what is there. Defaults to `False`.
+        overwrite: Whether to replace an existing file. Defaults to `False`.
 
     Raises:
-        ValueError: if `path` ends otherwise, or the model has layers with
-            weights that are not the builders', or none, or its batch norms
-            are folded.
+        ValueError: if `path` has another extension, or the model has other
+            layers with weights than the builders', folded batch norms, or
+            layers with LoRA or quantised weights.
         FileExistsError: if `path` exists and `overwrite` is false.
 
     Example:
@@ -38,13 +39,18 @@ def export_weights(
     require("safetensors", extra="weights", purpose="Writing .safetensors")
     from safetensors.numpy import save_file
 
+    # Here, because it imports Keras, and listing weights does not need Keras.
+    from keras_resnext.inspection import check_plain_weights
+
+    for layer in model.layers:
+        check_plain_weights(layer)
     weights = {x.name: x.get_weights() for x in model.layers if x.weights}
     if "conv1_bn" not in weights:
         raise ValueError(
             "`model` must be one of the builders', with its batch norms, not "
             f"folded; {model.name} has no conv1_bn."
         )
-    tensors = convert.to_torch(convert.join_paths(weights))
+    tensors = convert.to_torch(join_paths(weights))
     with staged(path, overwrite=overwrite) as new:
         save_file(
             {name: np.ascontiguousarray(x) for name, x in tensors.items()},

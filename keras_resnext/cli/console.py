@@ -1,0 +1,178 @@
+"""What the commands share: output, tables, progress, common arguments."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a training run, a .keras file, or a model's name.",
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TAG",
+        help="With a model's name: published weights, see `list --weights`. "
+        "Defaults to imagenet.",
+    ),
+]
+BadImageOption = Annotated[
+    str,
+    typer.Option(help="error, or skip to leave out undecodable images."),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory of TensorFlow Datasets' data sets."),
+]
+
+
+def print_error(error, label="Error: "):
+    """Print an error as one line on standard error."""
+    message = escape(" ".join(str(error).split()))
+    errors.print(f"[bold red]{label}[/]{message}" if label else message)
+
+
+def table(first, *others, title=None):
+    """A table whose columns after the first are right-aligned numbers."""
+    result = Table(first, *others, title=title)
+    for column in result.columns[1:]:
+        column.justify = "right"
+    return result
+
+
+def progress_bar(unit):
+    """A progress bar on standard error that disappears when it is done."""
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(compact=True),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+
+
+@contextlib.contextmanager
+def training_progress():
+    """A bar over the whole run, and a line above it for each epoch."""
+    with Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=10),
+        TextColumn(
+            "loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f} "
+            "{task.fields[speed]:.0f} images/s, left"
+        ),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    ) as bar:
+        task = None
+
+        def on_step(progress):
+            nonlocal task
+            fields = {
+                "epoch": progress.epoch,
+                "loss": progress.loss,
+                "accuracy": progress.accuracy,
+                "speed": progress.images_per_second,
+            }
+            if task is None:
+                # A resumed run starts its clock where it resumes.
+                task = bar.add_task(
+                    "", total=progress.steps, completed=progress.step, **fields
+                )
+            else:
+                bar.update(task, completed=progress.step, **fields)
+
+        def on_epoch(entry):
+            bar.print(epoch_line(entry))
+
+        yield on_step, on_epoch
+
+
+def epoch_line(entry):
+    """One epoch of a run's history as a line of text."""
+    wait = entry["input_wait"]
+    return (
+        f"epoch {entry['epoch']:3d}: loss {entry['loss']:.4f}, accuracy "
+        f"{entry['accuracy']:.4f}; val_loss {entry['val_loss']:.4f}, "
+        f"val_accuracy {entry['val_accuracy']:.4f}; "
+        f"{entry['images_per_second']:.0f} images/s"
+        + ("" if wait is None else f", {wait:.1%} waiting for input")
+    )
+
+
+def open_data(model, dataset, data_dir):
+    """The data set asked for, or the one that a run was trained on."""
+    from keras_resnext.training import Run
+    from keras_resnext.training.datasets import open_dataset
+
+    run = Run(model) if Path(model).is_dir() else None
+    if dataset is None and run is None:
+        raise ValueError(
+            f"`dataset` must be given, because {model} is not the folder of a "
+            "run."
+        )
+    return open_dataset(dataset or run.recipe.dataset, data_dir)
+
+
+def print_bad_images(names):
+    """Name the images that were left out, if any."""
+    if names:
+        console.print(
+            f"{len(names)} more could not be decoded and were left out: "
+            f"{escape(', '.join(names))}."
+        )
+
+
+def start_tensorflow(strategy=None):
+    """Import TensorFlow without its greeting, and make a strategy.
+
+    Its libraries write to standard error before any log level counts. Their
+    output is kept, and shown if the import fails.
+    """
+
+    def start():
+        import tensorflow as tf
+
+        if strategy is None:
+            tf.config.list_logical_devices()
+            return None
+        from keras_resnext.training.strategy import make_strategy
+
+        return make_strategy(strategy)
+
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        return start()
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as greeting:
+        os.dup2(greeting.fileno(), 2)
+        try:
+            return start()
+        except BaseException:
+            greeting.seek(0)
+            os.write(standard_error, greeting.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)

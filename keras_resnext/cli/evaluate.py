@@ -1,0 +1,100 @@
+"""`keras-resnext evaluate`: classify every image of a split and count."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_resnext.cli.console import BadImageOption
+from keras_resnext.cli.console import DataDirOption
+from keras_resnext.cli.console import ModelArgument
+from keras_resnext.cli.console import WeightsOption
+from keras_resnext.cli.console import console
+from keras_resnext.cli.console import open_data
+from keras_resnext.cli.console import print_bad_images
+from keras_resnext.cli.console import start_tensorflow
+from keras_resnext.cli.console import table
+
+
+def evaluate(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or folder of a data set. Defaults to the run's."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Defaults to the validation or test split."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to draw predictions, mistakes first. Defaults to "
+            "predictions.png in the run's folder, for the run's own data."
+        ),
+    ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(help="Exit with status 1 below this accuracy."),
+    ] = None,
+    on_bad_image: BadImageOption = "error",
+    data_dir: DataDirOption = None,
+):
+    """Measure the accuracy of a model on a data set."""
+    start_tensorflow()
+    from keras_resnext.classifier import Classifier
+    from keras_resnext.extras import require
+    from keras_resnext.training import evaluate
+    from keras_resnext.training.plots import draw_predictions
+
+    if picture is None and Path(model).is_dir() and not (dataset or split):
+        picture = Path(model, "predictions.png")
+    if picture is not None:
+        require("matplotlib", extra="train", purpose="The picture")
+    data = open_data(model, dataset, data_dir)
+    classifier = Classifier.load(model, weights)
+    result = evaluate(
+        classifier,
+        data,
+        split=split,
+        batch_size=batch_size,
+        on_bad_image=on_bad_image,
+    )
+    if classifier.record:
+        _print_beside_published(classifier.record, data.name, result)
+    console.print(
+        f"{data.name}, split {result.split}: {result.examples} images, "
+        f"{round(result.accuracy * result.examples)} correct. "
+        f"Accuracy {result.accuracy:.4f}, loss {result.loss:.4f}."
+    )
+    print_bad_images(result.bad_images)
+    if picture is not None:
+        draw_predictions(result, data, classifier.transform, picture)
+        console.print(f"Wrote {picture}.")
+    if at_least is not None and result.accuracy < at_least:
+        raise RuntimeError(
+            f"The accuracy must be at least {at_least}; it is "
+            f"{result.accuracy:.4f}."
+        )
+
+
+def _print_beside_published(record, dataset, result):
+    """The measured accuracy below the published one."""
+    rows = table("", "top-1 (%)", "top-5 (%)", "images", title=record.name)
+    rows.add_row(
+        f"published by {record.measured_by}, ImageNet",
+        f"{record.top1:.3f}",
+        f"{record.top5:.3f}",
+        "",
+    )
+    rows.add_row(
+        f"measured, {dataset}, split {result.split}",
+        f"{100 * result.accuracy:.3f}",
+        f"{100 * result.top5_accuracy:.3f}",
+        str(result.examples),
+    )
+    console.print(rows)

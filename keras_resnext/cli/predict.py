@@ -1,0 +1,113 @@
+"""`keras-resnext predict`: the most probable classes of images."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from keras_resnext.cli.console import ModelArgument
+from keras_resnext.cli.console import WeightsOption
+from keras_resnext.cli.console import console
+from keras_resnext.cli.console import print_error
+from keras_resnext.cli.console import progress_bar
+from keras_resnext.cli.console import start_tensorflow
+from keras_resnext.cli.console import table
+
+
+def predict(
+    model: ModelArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, and folders of image files."),
+    ],
+    weights: WeightsOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images that the model sees at once.")
+    ] = 32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list instead.")
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV instead.")
+    ] = False,
+):
+    """Print the most probable classes of images.
+
+    An image that cannot be read is named, the others are classified, and the
+    exit status is 1.
+    """
+    if as_json and as_csv:
+        raise ValueError("`predict` takes --json or --csv; got both.")
+    start_tensorflow()
+    from keras_resnext.classifier import Classifier
+    from keras_resnext.classifier import list_images
+
+    paths = [
+        path
+        for place in images
+        for path in (list_images(place) if place.is_dir() else [place])
+    ]
+    classifier = Classifier.load(model, weights)
+    predictions = []
+    with progress_bar("images") as bar:
+        for prediction in bar.track(
+            classifier.iter_predictions(paths, batch_size, on_bad_image="skip"),
+            total=len(paths),
+        ):
+            predictions.append(prediction)
+            if prediction.error:
+                print_error(prediction.error)
+    if as_json:
+        print(json.dumps([_record(p, top) for p in predictions], indent=1))
+    elif as_csv:
+        _print_csv(predictions, top)
+    else:
+        _print_table(predictions, top)
+    if any(prediction.error for prediction in predictions):
+        raise typer.Exit(1)
+
+
+def _record(prediction, top):
+    """One image as JSON has it."""
+    if prediction.error:
+        return {"image": prediction.name, "error": prediction.error}
+    classes = [
+        {"label": label, "probability": round(probability, 6)}
+        for label, probability in prediction.top(top)
+    ]
+    return {"image": prediction.name, "classes": classes}
+
+
+def _print_csv(predictions, top):
+    """A row for each image and class."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "rank", "label", "probability", "error"])
+    for prediction in predictions:
+        if prediction.error:
+            writer.writerow([prediction.name, "", "", "", prediction.error])
+            continue
+        for rank, (label, probability) in enumerate(prediction.top(top), 1):
+            writer.writerow(
+                [prediction.name, rank, label, f"{probability:.6f}", ""]
+            )
+
+
+def _print_table(predictions, top):
+    """Classes below each other, images in sections."""
+    rows = table("image", "class", "probability")
+    rows.columns[1].justify = "left"
+    for prediction in predictions:
+        if prediction.error:
+            continue
+        name = escape(prediction.name)
+        for label, probability in prediction.top(top):
+            rows.add_row(name, escape(label), f"{probability:.4f}")
+            name = ""
+        rows.add_section()
+    if rows.row_count:
+        console.print(rows)

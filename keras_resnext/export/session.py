@@ -1,0 +1,314 @@
+"""An export session: a model is validated, folded and run in Keras once."""
+
+import contextlib
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_resnext import private
+from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
+from keras_resnext.export.graph import IMAGE
+from keras_resnext.export.graph import ExportGraph
+from keras_resnext.export.graph import named_outputs
+from keras_resnext.export.graph import preprocessing_function
+from keras_resnext.export.runtimes import in_batches
+from keras_resnext.export.verify import Reference
+from keras_resnext.export.verify import logits
+from keras_resnext.files import check_free
+from keras_resnext.imagenet import MEAN
+from keras_resnext.imagenet import STD
+from keras_resnext.inspection import classifies
+from keras_resnext.inspection import image_shape
+from keras_resnext.inspection import layers_of
+from keras_resnext.inspection import output_names
+from keras_resnext.inspection import puts_out_probabilities
+from keras_resnext.transforms import EvalTransform
+
+# What TensorFlow and Keras write into the folder of a SavedModel.
+_SAVED_MODEL = {
+    *("saved_model.pb", "fingerprint.pb", "keras_metadata.pb"),
+    *("variables", "assets", "assets.extra"),
+}
+
+
+class Session:
+    """A model to export, and what all of its files have in common.
+
+    The arguments are checked at once. The folded graph, Keras' reference
+    outputs and conversions that several files start from are computed when
+    they are first needed, and kept.
+
+    Args:
+        model: A `keras.Model` with one image input of fixed size, or a
+            `Classifier`.
+        preprocessing: See `to_saved_model`.
+        labels: Class names. Defaults to those of the `Classifier`.
+        transform: An `EvalTransform`. Defaults to that of the `Classifier`;
+            of a plain model of square RGB images, to its default.
+        images: Inputs to compare on, `(images, height, width, channels)`.
+            Defaults to eight images of noise.
+
+    Raises:
+        ValueError: if an argument is not as described, or the model does not
+            compute in float32.
+
+    Example:
+
+    >>> session = Session(model, labels=names)
+    >>> export_onnx(session, "model.onnx")
+    >>> export_tflite(session, "model.tflite")
+    """
+
+    def __init__(
+        self,
+        model: keras.Model | Classifier,
+        *,
+        preprocessing: str | keras.Layer | None = "imagenet",
+        labels: Sequence[str] | None = None,
+        transform: EvalTransform | None = None,
+        images: np.ndarray | None = None,
+    ):
+        classifier = as_classifier(model, labels, transform)
+        self.model = classifier.model
+        self.shape = image_shape(self.model)
+        self.output_names = output_names(self.model)
+        _check_model(self.model, self.output_names)
+        self._preprocess = preprocessing_function(preprocessing)
+        self.preprocessing = preprocessing
+        self.classifies = classifies(self.model)
+        self.labels = self._check_labels(classifier.labels)
+        self.transform = self._check_transform(classifier.transform)
+        if images is None:
+            images = np.random.default_rng(0).integers(0, 256, (8, *self.shape))
+        self.images = self.check_images(images)
+        self._results = {}
+
+    @functools.cached_property
+    def graph(self) -> ExportGraph:
+        """The folded network behind its preprocessing."""
+        return ExportGraph(self.model, self.preprocessing)
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """What Keras puts out for `images`."""
+        probe = _softmax_probe(self.model)
+        if probe is None:
+            outputs = self._run_keras(self.model)
+            least = 1.0 if self.classifies else 1e-30
+            scales = {
+                name: max(least, float(np.abs(logits(self.model, value)).max()))
+                for name, value in outputs.items()
+            }
+            return Reference(outputs, scales)
+        # The probabilities of a network that is sure of everything, such as
+        # an untrained one, show the logits of few classes. Rounding depends
+        # on the largest, so that the logits are taken before the softmax.
+        before, probabilities = self._run_keras(probe).values()
+        last = _last_layer(self.model)
+        if isinstance(last, keras.layers.Dense):
+            kernel, *bias = last.get_weights()
+            before = before.astype("float64") @ kernel + sum(bias)
+        largest = np.abs(before - before.mean(axis=-1, keepdims=True)).max()
+        (name,) = self.output_names
+        return Reference(
+            {name: probabilities}, {name: max(1.0, float(largest))}
+        )
+
+    def once(self, convert: Callable, *arguments):
+        """`convert(self, *arguments)`, computed at the first call only."""
+        key = convert, *arguments
+        if key not in self._results:
+            self._results[key] = convert(self, *arguments)
+        return self._results[key]
+
+    @property
+    def input_description(self) -> str:
+        """What a file takes, in words, for its metadata."""
+        if self.preprocessing is None:
+            return "what the bare network takes; nothing is normalized in here"
+        kind = self.preprocessing
+        kind = kind if isinstance(kind, str) else "own"
+        return f"RGB pixels in [0, 255]; normalization ({kind}) is in here"
+
+    @property
+    def attachments(self) -> dict[str, str]:
+        """Files that accompany the model: their content by name."""
+        files = {}
+        if self.labels:
+            files["labels.txt"] = "\n".join(self.labels) + "\n"
+        if self.transform:
+            config = json.dumps(self.transform.to_config(), indent=1)
+            files["transform.json"] = config + "\n"
+        return files
+
+    def check_images(self, images, argument="images") -> np.ndarray:
+        """Images as float32, or ValueError if they do not fit the model."""
+        images = np.asarray(images, "float32")
+        fits = images.ndim == 4 and images.shape[1:] == self.shape
+        if not fits or not len(images):
+            raise ValueError(
+                f"`{argument}` must have shape (images, "
+                f"{', '.join(map(str, self.shape))}); got {images.shape}."
+            )
+        if not np.isfinite(images).all():
+            raise ValueError(f"`{argument}` must be finite; some are not.")
+        return images
+
+    def check_quantization(self, quantize, calibration, choices):
+        """Calibration images as float32; `None` unless `quantize` is int8."""
+        if quantize not in choices:
+            raise ValueError(
+                f"`quantize` must be one of {', '.join(map(str, choices))}; "
+                f"got {quantize!r}."
+            )
+        if (calibration is None) == (quantize == "int8"):
+            raise ValueError(
+                "`calibration` must be images with `quantize` int8, and None "
+                f"otherwise; `quantize` is {quantize!r}, and `calibration` is "
+                f"{'None' if calibration is None else 'given'}."
+            )
+        if calibration is None:
+            return None
+        return self.check_images(calibration, "calibration")
+
+    def check_size(self, most, format) -> None:
+        """Refuse weights of more than nine tenths of `most` bytes."""
+        if self.graph.bytes > 0.9 * most:
+            raise ValueError(
+                f"`model` must have at most {0.9 * most / 1e9:.2f} GB of "
+                f"weights for {format}; {self.model.name} has "
+                f"{self.graph.bytes / 1e9:.2f} GB."
+            )
+
+    def _check_labels(self, labels):
+        """Labels as a list, if there is one for each class."""
+        if labels is None:
+            return None
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise ValueError(
+                f"`labels` must be a list of names; got {labels!r}."
+            )
+        labels = list(labels)
+        classes = self.model.output_shape[-1] if self.classifies else 0
+        # Files have one on each line.
+        names = [
+            label
+            for label in labels
+            if isinstance(label, str) and label.splitlines() == [label]
+        ]
+        if len(names) != classes or len(labels) != classes:
+            raise ValueError(
+                f"`labels` must be the model's {classes} class names, each "
+                f"one line; got {labels[:20]}."
+            )
+        return labels or None
+
+    def _check_transform(self, transform):
+        """The transform, if its images and normalisation are the file's."""
+        if transform is None:
+            return None
+        square = (getattr(transform, "image_size", None),) * 2
+        if not isinstance(transform, EvalTransform) or self.shape != (
+            *square,
+            3,
+        ):
+            raise ValueError(
+                "`transform` must be an EvalTransform to the model's images, "
+                f"{self.shape}; got {transform!r}."
+            )
+        normalization = transform.mean, transform.std
+        if self.preprocessing == "imagenet" and normalization != (MEAN, STD):
+            raise ValueError(
+                "`preprocessing` must be a layer that normalises as "
+                f'`transform` does; got "imagenet" and {transform!r}.'
+            )
+        return transform
+
+    def _run_keras(self, model):
+        """Keras' outputs for `images`, by name."""
+        names = output_names(model)
+        (image,) = model.inputs
+        # Not through `ExportGraph`, whose mistakes verification must find.
+        # Nor through `predict`: TensorFlow counts its traces over all models
+        # of a process, and warns from the fifth on.
+        spec = tf.TensorSpec((None, *image.shape[1:]), tf.float32)
+        predict = tf.function(
+            lambda x: named_outputs(names, model(x, training=False)),
+            input_signature=[spec],
+            autograph=False,
+        ).get_concrete_function()
+
+        def run(images):
+            pixels = tf.cast(self._preprocess(images), tf.float32)
+            return {k: v.numpy() for k, v in predict(pixels).items()}
+
+        return in_batches(run)(self.images)
+
+
+def check_path(path, format, *, overwrite) -> pathlib.Path:
+    """Refuse a path before long work.
+
+    Raises:
+        FileExistsError: if something exists there that may not be replaced:
+            anything without `overwrite`, another kind of file with it.
+    """
+    path = pathlib.Path(path)
+    check_free(path, overwrite=overwrite)
+    if path.exists() and path.is_dir() != (format == "savedmodel"):
+        raise FileExistsError(
+            f"`path` must be free or hold {format} to replace; {path} is a "
+            f"{'folder' if path.is_dir() else 'file'}."
+        )
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        other = sorted(names - _SAVED_MODEL)
+        if other or "saved_model.pb" not in names:
+            raise FileExistsError(
+                "`path` must be free or hold savedmodel to replace; the "
+                f"folder {path} holds "
+                f"{', '.join(other[:3]) or 'no saved_model.pb'}."
+            )
+    return path
+
+
+def _check_model(model, names):
+    """Refuse an output with the input's name, and lower precision."""
+    if IMAGE in names:
+        raise ValueError(
+            f"`model` must not have an output called {IMAGE}, which is the "
+            "input's name."
+        )
+    dtypes = {layer.compute_dtype for layer in layers_of(model)} - {"float32"}
+    if dtypes:
+        raise ValueError(
+            "`model` must compute in float32; it has layers in "
+            f"{', '.join(sorted(dtypes))}. Build it under the policy float32 "
+            "and give it the same weights."
+        )
+
+
+def _last_layer(model):
+    return private.keras_history(model.outputs[0])[0]
+
+
+def _softmax_probe(model):
+    """The model with what its final softmax layer reads as first output.
+
+    `None` if it ends in no such layer, or the layer was first called on
+    another model's tensors.
+    """
+    last = _last_layer(model)
+    if puts_out_probabilities(model) and isinstance(
+        last, (keras.layers.Dense, keras.layers.Softmax)
+    ):
+        with contextlib.suppress(ValueError):
+            return keras.Model(model.inputs, [last.input, *model.outputs])
+    return None
