@@ -7,6 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from keras_resnext.training import datasets
+from keras_resnext.transforms import EvalTransform
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_folder_of_images_by_class(folder):
     assert found.labels == ["dark", "grey", "light"]
     assert found.val_split == "val"
     assert found.num_examples("train") == 12
-    batches = found.pixels("val", 16).batch(6)
+    batches = found.pixels("val", EvalTransform.from_crop_pct(16)).batch(6)
     ((images, labels),) = batches.as_numpy_iterator()
     assert images.shape == (6, 16, 16, 3)
     np.testing.assert_allclose(
@@ -84,7 +85,7 @@ def test_unknown_data_sets_are_refused(tmp_path):
             ValueError, match="`dataset` must be a folder .*got"
         ):
             datasets.open_dataset(name)
-    with pytest.raises(ValueError, match="found no image two folders below"):
+    with pytest.raises(ValueError, match="there is no image two folders below"):
         datasets.open_dataset(str(tmp_path))
     with pytest.raises(ValueError, match="image and label .*; glue has"):
         datasets.open_dataset("glue")
@@ -94,7 +95,7 @@ def test_unknown_splits_are_refused(digits, folder):
     with pytest.raises(
         ValueError, match="`split` must be .*train.*; got 'dev'"
     ):
-        digits.pixels("dev", 8)
+        digits.pixels("dev", EvalTransform.from_crop_pct(8))
     only = folder / "only"
     only.mkdir()
     (folder / "train").rename(only / "train")

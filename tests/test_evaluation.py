@@ -11,6 +11,7 @@ from keras_resnext.training import evaluate
 from keras_resnext.training import train
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.pipeline import evaluation_batches
+from keras_resnext.transforms import EvalTransform
 
 
 def test_evaluation_counts_every_image_and_agrees_with_keras(toy_run, shades):
@@ -19,7 +20,9 @@ def test_evaluation_counts_every_image_and_agrees_with_keras(toy_run, shades):
     result = evaluate(model, str(shades), batch_size=4)
     assert (result.split, result.examples) == ("test", 15)
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    batches = evaluation_batches(open_dataset(str(shades)), "test", 8, 15)
+    batches = evaluation_batches(
+        open_dataset(str(shades)), "test", EvalTransform.from_crop_pct(8), 15
+    )
     batches = batches.map(lambda images, labels, weights: (images, labels))
     batches = batches.apply(tf.data.experimental.assert_cardinality(1))
     loss, accuracy = model.evaluate(batches, verbose=0)
@@ -46,19 +49,23 @@ def test_evaluation_refuses_other_classes(toy_run):
 
 
 def test_what_fails_beside_decoding_is_no_bad_image(toy_run, toy_recipe):
-    def transform(image):
-        raise KeyError("not in this table")
+    """Even with the error that decoding would raise."""
 
-    with pytest.raises(tf.errors.OpError, match="not in this table"):
+    class Failing(EvalTransform):
+        def pixels_in_graph(self, image):
+            with tf.control_dependencies([tf.debugging.Assert(False, [0])]):
+                return super().pixels_in_graph(image)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="assert"):
         evaluate(
             toy_run.load_model(),
             toy_recipe.dataset,
-            transform=transform,
+            transform=Failing(image_size=8, resize_size=8),
             on_bad_image="skip",
         )
 
 
-def test_a_class_without_held_out_images(toy_recipe, shades, tmp_path):
+def test_a_class_without_validation_images(toy_recipe, shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)
     shutil.rmtree(copy / "test" / "40")

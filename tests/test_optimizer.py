@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
-from keras_resnext.training import train
 from keras_resnext.training.optimizer import SGD
 from keras_resnext.training.optimizer import make_optimizer
 
@@ -161,3 +160,30 @@ def test_the_head_has_a_rate_of_its_own(optimizer):
     body, head = (variables[i].numpy() - 1 for i in (0, 2))
     np.testing.assert_allclose(head, 5 * body, rtol=1e-5)
     assert np.all(body < 0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+@pytest.mark.parametrize("warmup_epochs", [0.0, 1.3])
+def test_learning_rate_at_every_step(schedule, warmup_epochs):
+    """Against the formulas in float64."""
+    milestones = (3, 5) if schedule == "step" else ()
+    recipe = Recipe(
+        epochs=7,
+        schedule=schedule,
+        milestones=milestones,
+        warmup_epochs=warmup_epochs,
+    )
+    steps, warmup = 70, round(10 * warmup_epochs)
+    rate = make_optimizer(recipe, 10, [])._learning_rate
+    for step in range(steps + 1):
+        if step < warmup:
+            expected = step / warmup
+        elif schedule == "step":
+            expected = 0.1 ** sum(step >= 10 * epoch for epoch in milestones)
+        else:
+            done = (step - warmup) / (steps - warmup)
+            expected = 0.5 * (1 + np.cos(np.pi * done))
+        # Near its end the cosine is a small difference of numbers near 1.
+        assert float(rate(step)) == pytest.approx(
+            recipe.peak_lr * expected, rel=1e-6, abs=1e-7 * recipe.peak_lr
+        )

@@ -56,14 +56,18 @@ def collect(batches):
 
 
 def test_digits_are_split_by_class(digits):
-    _, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+    _, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     counts = np.bincount(labels)
     share = np.bincount(load_digits().target) * 0.2
     assert np.all(np.abs(counts - share) < 1)
 
 
-def test_held_out_images_come_once_in_order_for_the_network(digits):
-    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+def test_evaluated_images_come_once_in_order_for_the_network(digits):
+    images, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     assert images.shape == (360, 8, 8, 3)
     raw = list(
         tfds.load(
@@ -189,12 +193,14 @@ def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (3, 1), (4, 2)])
 def test_every_image_is_evaluated_once(replicas, pipelines, digits):
-    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+    images, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     shares = [
         pipeline.evaluation_batches(
             digits,
             "test",
-            8,
+            TRANSFORM,
             50,
             shard=InputShard(replicas, pipelines, number),
         )
@@ -219,7 +225,7 @@ def test_bad_images_are_named_and_left_out(folder):
     (folder / "val" / "dark" / "0.png").write_text("no image")
     found = datasets.open_dataset(str(folder))
     recipe = dataclasses.replace(RECIPE, batch_size=4)
-    bad = pipeline.BadImages(skip=True)
+    bad = pipeline.BadImages("skip")
     images, labels = collect(
         pipeline.training_batches(found, recipe, 0, bad=bad)
     )
@@ -240,7 +246,7 @@ def test_bad_images_are_named_and_left_out(folder):
 
     bad = pipeline.BadImages()
     _, labels = collect(
-        pipeline.evaluation_batches(found, "val", 8, 4, bad=bad)
+        pipeline.evaluation_batches(found, "val", TRANSFORM, 4, bad=bad)
     )
     assert len(labels) == 5
     with pytest.raises(ValueError, match="cannot decode .*val/dark/0.png"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_resnext.classifier import Classifier
 from keras_resnext.training import Recipe
 from keras_resnext.training import Run
 from keras_resnext.training import train
@@ -49,25 +50,25 @@ def test_unfinished_run_has_no_model(tmp_path):
     with pytest.raises(ValueError, match="folder of a training run"):
         Run(tmp_path).load_model()
     (tmp_path / "recipe.json").write_text('{"epoch": 3}')
-    with pytest.raises(ValueError, match="recipe.json must hold a recipe"):
+    with pytest.raises(ValueError, match="recipe.json must contain a recipe"):
         _ = Run(tmp_path).recipe
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(ValueError, match="has no model.keras yet"):
         Run(tmp_path).load_model()
 
 
-def test_models_know_their_classes_and_crop(toy_run, toy_recipe, tmp_path):
-    for file in (toy_run.model_file, toy_run.best_model_file):
-        assert read_metadata(file) == ModelMetadata(["120", "200", "40"], 1.0)
+def test_models_know_their_classes_and_transform(toy_run, toy_recipe, tmp_path):
+    for source in (toy_run.path, toy_run.model_file, toy_run.best_model_file):
+        classifier = Classifier.load(source)
+        assert classifier.labels == ["120", "200", "40"]
+        assert classifier.transform == toy_recipe.eval_transform
     keras.saving.load_model(toy_run.model_file).save(tmp_path / "m.keras")
-    assert read_metadata(tmp_path / "m.keras") == ModelMetadata()
+    assert Classifier.load(tmp_path / "m.keras").labels is None
 
 
 def test_files_of_unknown_origin_are_refused(toy_recipe, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(
-        ValueError, match="has checkpoints and no toy_recipe.json"
-    ):
+    with pytest.raises(ValueError, match="has checkpoints and no recipe.json"):
         train(toy_recipe, tmp_path)
 
 
@@ -90,7 +91,7 @@ def test_another_run_is_refused_and_untouched(toy_run, toy_recipe):
     before = state()
     other = dataclasses.replace(toy_recipe, epochs=4, seed=1)
     with pytest.raises(
-        ValueError, match=r"expected epochs 4 \(found 3\), seed 1 \(found 0\)"
+        ValueError, match=r"epochs 4 \(there 3\), seed 1 \(there 0\)"
     ):
         train(other, toy_run.path)
     assert state() == before

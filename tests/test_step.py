@@ -21,7 +21,7 @@ def step_once(model, optimizer, recipe, images, targets, weights):
 @pytest.mark.parametrize("global_clipnorm", [0.0, 0.05])
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_step_follows_the_gradient_of_the_mean_loss(
-    accumulate, global_clipnorm
+    gradient_accumulation_steps, global_clipnorm
 ):
     """One plain SGD step, against the gradient written out."""
     keras.utils.set_random_seed(0)
@@ -35,7 +35,7 @@ def test_step_follows_the_gradient_of_the_mean_loss(
     weights = np.array([1, 1, 0, 1, 1, 1.0])  # one could not be decoded
     recipe = Recipe(
         batch_size=6,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         label_smoothing=0.1,
         global_clipnorm=global_clipnorm,
     )

@@ -112,8 +112,9 @@ def evaluate(
     data = dataset
     if not isinstance(data, ImageData):
         data = open_dataset(dataset, data_dir)
+    check_classes(classifier, data)  # before anything is downloaded
     data.prepare()
-    check_classes(classifier, data)
+    check_classes(classifier, data)  # some names are not known before
     split = split or data.val_split
     batches = evaluation_batches(
         data, split, classifier.transform, batch_size, bad=bad
@@ -131,7 +132,7 @@ def check_classes(classifier: Classifier, data: ImageData) -> None:
     Args:
         classifier: A `Classifier`. For published weights only the number of
             classes is compared, because data sets name ImageNet's differently.
-        data: A prepared `ImageData`.
+        data: An `ImageData`; names are compared only if it has some.
 
     Raises:
         ValueError: if the classes differ in number, name or order.
@@ -142,7 +143,9 @@ def check_classes(classifier: Classifier, data: ImageData) -> None:
             f"`dataset` must have the model's {count} classes; {data.name} "
             f"has {len(data.labels)}."
         )
-    if labels and not classifier.record and list(labels) != data.labels:
+    named = data.labels != [str(i) for i in range(count)]
+    comparable = labels and named and not classifier.record
+    if comparable and list(labels) != data.labels:
         raise ValueError(
             "`dataset` must have the classes that the model was trained on, "
             f"{list(labels[:20])}; {data.name} has {data.labels[:20]}."
