@@ -14,6 +14,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_resnext
 from keras_resnext import cli
@@ -70,4 +71,50 @@ def run_cli(monkeypatch, capsys):
             sys.exit(cli.main())
         return stopped.value.code or 0, *capsys.readouterr()
 
+    return run
+
+
+@pytest.fixture(scope="session")
+def shades(tmp_path_factory):
+    """Three shades with a little noise, 8 images each to train on."""
+    root = tmp_path_factory.mktemp("shades")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 5)):
+        for shade in (40, 120, 200):
+            place = root / split / str(shade)
+            place.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(-20, 20, (8, 8, 3)) + shade
+                Image.fromarray(noise.astype("uint8")).save(place / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_recipe(shades):
+    """Three epochs of three steps on a toy net."""
+    from keras_resnext.training import Recipe
+
+    return Recipe(
+        dataset=str(shades),
+        model="resnext11_1x4d",
+        image_size=8,
+        batch_size=8,
+        epochs=3,
+        warmup_epochs=1.0,
+        crop_padding=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_recipe, tmp_path_factory):
+    """The finished run of `toy_recipe`."""
+    from keras_resnext.training import train
+
+    steps = []
+    run = train(
+        toy_recipe, tmp_path_factory.mktemp("run"), on_step=steps.append
+    )
+    assert [s.step for s in steps] == list(range(1, 10))
+    assert steps[-1].steps == 9
+    assert [s.epoch for s in steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     return run

@@ -28,12 +28,12 @@ def test_learning_curves_show_the_history(figures):
     plots.learning_curves(history, "x.png")
     losses, accuracies = figures[0].axes
     for ax, key in ((losses, "loss"), (accuracies, "accuracy")):
-        training, held_out = ax.lines
-        for line, prefix in ((training, ""), (held_out, "val_")):
+        training, validation = ax.lines
+        for line, prefix in ((training, ""), (validation, "val_")):
             expected = [entry[prefix + key] for entry in history]
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == expected
-        assert held_out.get_label() == "held out"
+        assert validation.get_label() == "validation"
 
 
 def test_grid_marks_mistakes_in_red(figures):

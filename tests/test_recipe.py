@@ -41,7 +41,7 @@ def test_overrides_take_the_type_of_the_field():
         ("dataset=", "`dataset` must be a name or a folder"),
         (f"seed={2**40}", "`seed` must be less than 2"),
         ("weight_decay=-1", "`weight_decay` must be 0 or above"),
-        ("milestones=30", "`milestones` must be rising .* else empty"),
+        ("milestones=30", "`milestones` must be increasing, .* else empty"),
         ("milestones=a", "`milestones` must be whole numbers with commas"),
         ("schedule=linear", "`schedule` must be one of cosine, step"),
         (
@@ -79,3 +79,18 @@ def test_rates_are_those_of_the_papers():
     assert rates["imagenet_paper"] == pytest.approx(0.1)  # 256 images
     assert rates["imagenet_modern"] == pytest.approx(0.5)  # 1024
     assert rates["cifar_paper"] == pytest.approx(0.1)  # 128
+
+
+def test_stochastic_depth_needs_shortcuts():
+    assert Recipe(drop_path_rate=0.2).drop_path_rate == 0.2
+    with pytest.raises(ValueError, match=r"`drop_path_rate` must be in \[0, 1"):
+        Recipe(drop_path_rate=1.0)
+    with pytest.raises(ValueError, match="must be 0 without shortcuts"):
+        Recipe(drop_path_rate=0.2, residual=False)
+
+
+def test_evaluation_follows_size_and_crop():
+    transform = Recipe(
+        image_size=176, eval_image_size=224, crop_pct=0.875
+    ).eval_transform
+    assert (transform.image_size, transform.resize_size) == (224, 256)

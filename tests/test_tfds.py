@@ -15,10 +15,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from keras_resnext.classifier import Classifier
 from keras_resnext.training import RECIPES
 from keras_resnext.training import evaluate
 from keras_resnext.training import train
 from keras_resnext.training.datasets import open_dataset
+from keras_resnext.transforms import EvalTransform
 
 # Three synsets of ImageNet, with their places among the thousand.
 SYNSETS = {"n01440764": 0, "n02099601": 207, "n15075141": 999}
@@ -116,9 +118,8 @@ def test_imagenet_is_trained_on_and_evaluated(imagenet, tmp_path):
     assert len(run.labels) == 1000
     assert [run.labels[i] for i in SYNSETS.values()] == list(SYNSETS)
     assert run.load_model().output_shape == (None, 1000)
-    result = evaluate(
-        run.load_model(), "imagenet2012", data_dir=imagenet, crop=224 / 256
-    )
+    classifier = Classifier.load(run.path)
+    result = evaluate(classifier, "imagenet2012", data_dir=imagenet)
     assert result.split == "validation"
     assert result.examples == VALIDATION
     assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
@@ -152,7 +153,9 @@ def test_cifar_is_read_as_it_was_written(cifar, without_download, tmp_path):
     assert data.num_examples("train") == 50
     found = {
         image.astype("uint8").tobytes(): label
-        for image, label in data.pixels("test", 32).as_numpy_iterator()
+        for image, label in data.pixels(
+            "test", EvalTransform.from_crop_pct(32)
+        ).as_numpy_iterator()
     }
     assert found == {
         image.tobytes(): label

@@ -1,4 +1,4 @@
-"""Training: recipes, data, and a `tf.distribute` loop that resumes."""
+"""Training with `tf.distribute`: recipes, data sets, resumable runs."""
 
 import importlib
 import typing
@@ -9,17 +9,19 @@ from keras_resnext.training.recipe import Recipe as Recipe
 if typing.TYPE_CHECKING:
     from keras_resnext.training.evaluation import Evaluation as Evaluation
     from keras_resnext.training.evaluation import evaluate as evaluate
-    from keras_resnext.training.run import Run as Run
-    from keras_resnext.training.trainer import (
+    from keras_resnext.training.interrupt import (
         TrainingStoppedError as TrainingStoppedError,
     )
+    from keras_resnext.training.options import TrainOptions as TrainOptions
+    from keras_resnext.training.run import Run as Run
     from keras_resnext.training.trainer import train as train
 
-# Recipes are read without TensorFlow, which takes seconds to import.
+# Recipes need no TensorFlow, which takes seconds to import.
 _HOME = {
     "Evaluation": "evaluation",
     "Run": "run",
-    "TrainingStoppedError": "trainer",
+    "TrainOptions": "options",
+    "TrainingStoppedError": "interrupt",
     "evaluate": "evaluation",
     "train": "trainer",
 }

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, and of batch norm's statistics."""
+"""Moving averages of a model's weights and batch-norm statistics."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ import tensorflow as tf
 
 
 class MovingAverage:
-    """What is evaluated and saved in the place of the last step's numbers.
+    """An exponential moving average of a model's floating-point variables.
 
-    Keras' optimizers average what they train only. Batch norm's statistics
-    belong to the weights they were taken with, so that they are averaged
-    here as well, as torchvision does. Make it under the strategy's scope.
+    Keras' optimizers average trainable variables only. Batch-norm statistics
+    belong to the weights that produced them, so they are averaged too, as in
+    torchvision. Make it under the strategy's scope.
 
     Args:
         model: A `keras.Model`.
-        decay: Share that the average keeps at each step; 0 for no average.
-        begin: Step up to which it takes the model's numbers over instead.
+        decay: Decay per step; 0 for no average.
+        begin: Step up to which the average is a copy of the model.
 
     Example:
 
@@ -40,24 +40,25 @@ class MovingAverage:
         ]
 
     def update(self, step) -> None:
-        """Move towards the model's variables, or take them over.
+        """Update the average.
 
         Args:
-            step: Number of the step that was just done, from 1.
+            step: Number of the step that has just ended, from 1.
         """
-        share = tf.where(step <= max(1, self._begin), 1.0, 1 - self._decay)
+        weight = tf.where(step <= max(1, self._begin), 1.0, 1 - self._decay)
         for average, variable in zip(
             self.averages, self._variables, strict=True
         ):
-            # What does not change stays as it is, to the bit.
+            # In this form, constants stay exactly the same.
             difference = variable - average
-            average.assign_add(tf.cast(share, variable.dtype) * difference)
+            average.assign_add(tf.cast(weight, variable.dtype) * difference)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The average in the model's variables, as long as this lasts.
+        """Swap the average into the model within this context.
 
-        Replicas must have the same numbers: they all get the first one's back.
+        All replicas must have the same values; afterwards each gets those of
+        the first.
         """
         kept = [variable.numpy() for variable in self._variables]
         _assign(self._variables, self.averages)

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: the newest few, and the newest that can be read."""
+"""Checkpoints: keep the newest few, restore the newest readable one.
+
+Not `tf.train.CheckpointManager`: it lists checkpoints in a file of its own,
+and a run whose list is damaged would silently start again from the beginning.
+"""
 
 import logging
 import pathlib
@@ -12,15 +16,15 @@ _NAME = "step"
 
 
 class Checkpoints:
-    """What a run goes on from after it was stopped, by whatever.
+    """The checkpoints of a run.
 
-    TensorFlow writes a checkpoint's values first and its index, without which
-    it is none, last.
+    TensorFlow writes a checkpoint's index last; data files without an index
+    are not a checkpoint.
 
     Args:
-        folder: Where they are.
-        keep: How many of the newest are kept.
-        **objects: What is saved, see `tf.train.Checkpoint`.
+        folder: Folder of the checkpoints.
+        keep: Number of checkpoints to keep.
+        **objects: Objects to save, see `tf.train.Checkpoint`.
 
     Example:
 
@@ -34,19 +38,19 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, the newest first."""
+        """Steps of the existing checkpoints, newest first."""
         names = [path.name for path in self.folder.glob(f"{_NAME}-*.index")]
         matches = (re.fullmatch(rf"{_NAME}-(\d+)\.index", n) for n in names)
         return sorted((int(m[1]) for m in matches if m), reverse=True)
 
     def save(self, step: int) -> None:
-        """Write one, and remove what is older than the newest few.
+        """Write a checkpoint, then remove old ones.
 
         Args:
             step: Number of steps done.
 
         Raises:
-            OSError: if it cannot be written. The others are still there.
+            OSError: if it cannot be written; older checkpoints are kept.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -57,19 +61,19 @@ class Checkpoints:
             raise OSError(
                 f"{self._prefix(step)} cannot be written: {reason}"
             ) from error
-        # Newer ones are damaged: they were passed over.
+        # Newer ones are damaged: `restore` skipped them.
         known = [other for other in self.steps if other <= step]
         for old in known[self.keep :]:
             self._remove(old)
 
     def restore(self) -> int | None:
-        """Read the newest that can be read.
+        """Restore the newest checkpoint that can be read.
 
         Returns:
-            Its step, or `None` if there is none at all.
+            Its step, or `None` if there are no checkpoints.
 
         Raises:
-            RuntimeError: if there are some and none can be read.
+            RuntimeError: if there are checkpoints, but none can be read.
         """
         damaged = []
         for step in self.steps:
@@ -77,7 +81,7 @@ class Checkpoints:
                 status = self._checkpoint.read(self._prefix(step))
                 status.assert_existing_objects_matched()
                 return step
-            # A reader that meets the end too early raises an IndexError.
+            # A truncated index raises an IndexError.
             except (
                 tf.errors.OpError,
                 AssertionError,
@@ -86,15 +90,15 @@ class Checkpoints:
             ) as error:
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 _log.warning(
-                    "%s is damaged (%s); going back to the one before.",
+                    "%s is damaged (%s); trying the one before.",
                     self._prefix(step),
                     reason,
                 )
                 damaged.append(step)
         if damaged:
             raise RuntimeError(
-                f"None of the checkpoints in {self.folder} can be read, of "
-                f"steps {', '.join(map(str, damaged))}."
+                f"None of the checkpoints in {self.folder} can be read: steps "
+                f"{', '.join(map(str, damaged))}."
             )
         return None
 
@@ -102,7 +106,7 @@ class Checkpoints:
         return str(self.folder / f"{_NAME}-{step}")
 
     def _remove(self, step):
-        # The index first: without it, the rest is no checkpoint.
+        """Remove a checkpoint, its index first."""
         self.folder.joinpath(f"{_NAME}-{step}.index").unlink(missing_ok=True)
         for path in self.folder.glob(f"{_NAME}-{step}.data-*"):
             path.unlink()

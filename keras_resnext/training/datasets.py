@@ -1,6 +1,5 @@
-"""Labelled images as batches: TensorFlow Datasets, or a folder by class."""
+"""Find and open data sets: TensorFlow Datasets, or a folder by class."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -10,12 +9,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 
-# The split to watch and to judge by, whatever a data set calls it. ImageNet's
-# "test" carries no labels, so it comes last.
+# The validation split's name, by preference. ImageNet's "test" has no labels,
+# so it comes last.
 VAL_SPLITS = ("validation", "val", "valid", "test")
 _SHUFFLE_BUFFER = 4096  # images
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
@@ -23,38 +23,36 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A data set that was found; its images may still have to be prepared.
-
-    Made by `open_dataset`.
+    """A labelled data set, as `open_dataset` returns it.
 
     Args:
-        name: What it was opened by: a TFDS name or a folder.
-        builder: The TFDS builder behind it.
-        folder: The folder of images, or `None`.
+        name: Its name or folder.
+        builder: Its TFDS builder.
+        is_folder: Whether it is a folder of images by class. Defaults to
+            `False`.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder
-    folder: str | None = None
+    is_folder: bool = False
 
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of their indices.
 
-        Some data sets know them only once they are prepared, and have the
-        indices instead until then.
+        Some data sets have indices for names until they are prepared.
         """
         return list(self.builder.info.features["label"].names)
 
     @property
     def val_split(self) -> str:
-        """Name of the split that is not trained on; it holds images."""
+        """Name of the validation split."""
         for split in VAL_SPLITS:
             if split in self.builder.info.splits and self.num_examples(split):
                 return split
         raise ValueError(
             "`dataset` must have images in one of the splits "
-            f"{_listed(VAL_SPLITS)}; {self.builder.name} has "
+            f"{_listed(VAL_SPLITS)}; {self.name} has "
             f"{_listed(self.builder.info.splits)}."
         )
 
@@ -67,44 +65,51 @@ class ImageData:
         splits = self.builder.info.splits
         if split not in splits:
             raise ValueError(
-                f"`split` must be one of those of {self.builder.name}, "
+                f"`split` must be one of those of {self.name}, "
                 f"{_listed(splits)}; got {split!r}."
             )
         return splits[split].num_examples
 
     def prepare(self) -> None:
-        """Download and write what is not there yet; a folder is as it is."""
-        if not self.folder:
-            try:
-                self.builder.download_and_prepare()
-            except AssertionError as error:
-                # How TFDS says that files must be fetched by hand first.
-                raise FileNotFoundError(str(error)) from error
+        """Download and prepare the data set, unless that is done.
+
+        Raises:
+            FileNotFoundError: if files must first be downloaded by hand; the
+                message says which, and where to put them.
+        """
+        if self.is_folder:
+            return
+        # They are nested, and overwrite each other and everybody else's.
+        tfds.disable_progress_bar()
+        try:
+            self.builder.download_and_prepare()
+        except AssertionError as error:
+            # What TFDS raises when files must be downloaded by hand.
+            raise FileNotFoundError(str(error)) from error
 
     def encoded(
         self, split: str, *, shuffle_seed: int | None = None, skip: int = 0
     ) -> tf.data.Dataset:
-        """All images of a split as they are stored.
+        """The encoded images of a split.
 
-        A folder is shuffled as a whole. A TFDS data set, which is stored in
-        files to be read from the beginning, is shuffled in three: the files,
-        by reading several at a time, and a few thousand images at a time.
+        A folder is shuffled as a whole. TFDS data sets, which must be read
+        sequentially, are shuffled by file, by interleaving several files, and
+        by a buffer of some thousand images.
 
         Args:
             split: Name of the split.
-            shuffle_seed: Seed of the order; `None` for the data set's own.
+            shuffle_seed: Seed of the order; `None` for the stored order.
                 Defaults to `None`.
-            skip: How many to leave out at the beginning. Defaults to 0.
+            skip: Number of images to skip at the beginning. Defaults to 0.
 
         Returns:
-            A `tf.data.Dataset` of an image's name, its encoded bytes, and its
-            label, int64.
+            A `tf.data.Dataset` of name, encoded bytes, and label, int64.
 
         Raises:
             ValueError: if there is no such split.
         """
-        self.num_examples(split)  # says so if there is no such split
-        if self.folder:
+        self.num_examples(split)  # refuses unknown splits
+        if self.is_folder:
             names, labels = self._files(split)
             order = np.arange(len(names))
             if shuffle_seed is not None:
@@ -115,7 +120,7 @@ class ImageData:
             ).map(lambda name, label: (name, tf.io.read_file(name), label))
         options = tf.data.Options()
         options.deterministic = True
-        with _without_warnings():  # `add_tfds_id` calls what TensorFlow renamed
+        with quiet("tensorflow"):  # `add_tfds_id` calls a deprecated function
             examples = self.builder.as_dataset(
                 split=split,
                 decoders={"image": tfds.decode.SkipDecoding()},
@@ -125,7 +130,7 @@ class ImageData:
                 ),
             )
         if shuffle_seed is not None:
-            # Encoded images take a small part of the memory of pixels.
+            # Encoded images take far less memory than decoded ones.
             examples = examples.shuffle(
                 _SHUFFLE_BUFFER,
                 seed=shuffle_seed,
@@ -141,19 +146,19 @@ class ImageData:
 
     def _files(self, split):
         """Paths and labels of a folder's images, the same on every machine."""
-        found = [
+        files = [
             (str(path), label)
             for label, name in enumerate(self.labels)
-            for path in sorted(pathlib.Path(self.folder, split, name).glob("*"))
+            for path in sorted(pathlib.Path(self.name, split, name).glob("*"))
             if path.suffix.lower() in _SUFFIXES
         ]
         expected = self.num_examples(split)
-        if len(found) != expected:
+        if len(files) != expected:
             raise ValueError(
-                f"`dataset` must stay as it is; {self.folder} had {expected} "
-                f"images in {split}, now {len(found)}."
+                f"`dataset` must not change while in use; {self.name} had "
+                f"{expected} images in {split}, now {len(files)}."
             )
-        names, labels = zip(*found, strict=True)
+        names, labels = zip(*files, strict=True)
         return np.array(names), np.array(labels, "int64")
 
     def pixels(
@@ -163,17 +168,20 @@ class ImageData:
         *,
         without: Collection[str] = (),
     ) -> tf.data.Dataset:
-        """All images of a split as the network sees them, in order.
+        """The images of a split, resized and cropped, in order.
 
         Args:
             split: Name of the split.
-            transform: What resizes and crops the images.
-            without: Names of images to leave out, such as the bad images of
-                an evaluation. Defaults to none.
+            transform: An `EvalTransform`.
+            without: Names of images to leave out, such as
+                `Evaluation.bad_images`. Defaults to none.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
             `(image_size, image_size, 3)`, and labels, int64.
+
+        Raises:
+            ValueError: if there is no such split.
         """
         examples = self.encoded(split)
         if without:
@@ -200,19 +208,19 @@ def read_images(
     """Read some images of a split into memory.
 
     Args:
-        data: An `ImageData`, prepared.
+        data: A prepared `ImageData`.
         split: Name of the split.
-        transform: What resizes and crops the images.
-        count: Number of images, if there are so many.
-        shuffle_seed: Seed of the choice; `None` for the first images.
+        transform: An `EvalTransform`.
+        count: Maximum number of images.
+        shuffle_seed: Seed of a random choice; `None` for the first images.
             Defaults to `None`.
 
     Returns:
         RGB pixels in [0, 255], float32 `(images, image_size, image_size, 3)`,
-        and labels, `(images,)`.
+        and labels, int64 `(images,)`.
 
     Raises:
-        ValueError: if one cannot be decoded, or there is no such split.
+        ValueError: if an image cannot be decoded, or there are none.
 
     Example:
 
@@ -227,7 +235,7 @@ def read_images(
         except ValueError as error:
             raise ValueError(
                 "`dataset` must have images that can be decoded; cannot decode "
-                f"{name.decode()}."
+                f"{name.decode()}: {error}"
             ) from error
         labels.append(label)
     if not images:
@@ -238,10 +246,10 @@ def read_images(
 
 
 def locate(name: str | os.PathLike) -> str:
-    """A data set's name as it is, a folder's as an absolute path.
+    """A data set's name unchanged, a folder's as an absolute path.
 
-    A bare name that TFDS knows is that data set, even where a folder is
-    called the same; `./name` is the folder.
+    A name that TFDS knows is that data set, even if there is a folder of the
+    same name; `./name` is the folder.
 
     Args:
         name: Name of a TFDS builder, or path of a folder.
@@ -263,21 +271,21 @@ def locate(name: str | os.PathLike) -> str:
 def open_dataset(
     name: str | os.PathLike, data_dir: str | os.PathLike | None = None
 ) -> ImageData:
-    """Find a data set by name or folder; nothing is downloaded yet.
+    """Find a data set by name or folder, without downloading it.
 
     Args:
         name: Name of a TFDS builder with an image and a label, such as
             `"digits"` (part of this package) or `"cifar10"`; or path of a
             folder `<split>/<class>/<image>.jpg` or `.png` with the splits
             train and validation (or val, valid, test), see `locate`.
-        data_dir: Where TFDS keeps its data sets. Defaults to `None`, its own
-            default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        data_dir: Where TFDS keeps its data sets. Defaults to `None`, TFDS'
+            own default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Returns:
         An `ImageData`.
 
     Raises:
-        ValueError: if there is no such data set, or it is not one of images
+        ValueError: if there is no such data set, or it does not have images
             with one label each.
 
     Example:
@@ -286,15 +294,33 @@ def open_dataset(
     ['0', '1', '2']
     """
     name = locate(name)
-    if os.path.isdir(name):
-        data = ImageData(name, tfds.ImageFolder(name), name)
-        splits = data.builder.info.splits
-        if not any(split.num_examples for split in splits.values()):
-            raise ValueError(
-                "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
-                f".png; found no image two folders below {name}."
-            )
-        return _check_classes(data, name)
+    data = (
+        _open_folder(name)
+        if os.path.isdir(name)
+        else _open_tfds(name, data_dir)
+    )
+    if len(data.labels) < 2:
+        raise ValueError(
+            f"`dataset` must have two classes or more; {name} has "
+            f"{_listed(data.labels)}."
+        )
+    return data
+
+
+def _open_folder(name):
+    """A folder of images by class."""
+    data = ImageData(name, tfds.ImageFolder(name), is_folder=True)
+    splits = data.builder.info.splits
+    if not any(split.num_examples for split in splits.values()):
+        raise ValueError(
+            "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
+            f".png; there is no image two folders below {name}."
+        )
+    return data
+
+
+def _open_tfds(name, data_dir):
+    """A data set of TensorFlow Datasets."""
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (
@@ -316,28 +342,7 @@ def open_dataset(
             "`dataset` must have the features image and label (one class); "
             f"{name} has {_listed(builder.info.features)}."
         )
-    return _check_classes(ImageData(name, builder), name)
-
-
-@contextlib.contextmanager
-def _without_warnings():
-    """Keep TensorFlow's own to itself."""
-    logger = tf.get_logger()
-    before = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _check_classes(data, name):
-    if len(data.labels) < 2:
-        raise ValueError(
-            f"`dataset` must have two classes or more; {name} has "
-            f"{_listed(data.labels)}."
-        )
-    return data
+    return ImageData(name, builder)
 
 
 def _listed(names):

@@ -1,4 +1,4 @@
-"""What a model does on a split: every image once."""
+"""Evaluation: every image of a split once."""
 
 import dataclasses
 import os
@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
-from keras_resnext.classifier import check_on_bad_image
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import image_size
 from keras_resnext.training import step as steps
@@ -17,16 +16,14 @@ from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.pipeline import BadImages
 from keras_resnext.training.pipeline import evaluation_batches
+from keras_resnext.training.recipe import Recipe
+from keras_resnext.training.strategy import distributed_batches
 from keras_resnext.transforms import EvalTransform
-
-NO_IMAGE_DECODED = (
-    "`dataset` must have images that can be decoded; the split {} has none."
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a whole split.
+    """The predictions of a model on a whole split.
 
     Args:
         split: Name of the split.
@@ -35,8 +32,8 @@ class Evaluation:
         predictions: Predicted classes, int64 `(examples,)`.
         in_top5: Whether the true class is among the five most probable, bool
             `(examples,)`.
-        bad_images: Names of images that could not be decoded and are left
-            out of all of these.
+        bad_images: Names of images that could not be decoded; they are not
+            counted. Defaults to none.
 
     Example:
 
@@ -52,18 +49,18 @@ class Evaluation:
     bad_images: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def examples(self):
-        """Number of images seen."""
+    def examples(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
     @property
-    def accuracy(self):
-        """Share of images classified right."""
+    def accuracy(self) -> float:
+        """Fraction of images whose predicted class is the true one."""
         return float(np.mean(self.labels == self.predictions))
 
     @property
-    def top5_accuracy(self):
-        """Share of images whose class is among the five most probable."""
+    def top5_accuracy(self) -> float:
+        """Fraction of images whose class is among the five most probable."""
         return float(np.mean(self.in_top5))
 
 
@@ -81,66 +78,50 @@ def evaluate(
 
     Args:
         model: A `Classifier`, or a `keras.Model` that ends in class
-            probabilities and takes normalised images.
+            probabilities.
         dataset: Name or folder of a data set, see
             `keras_resnext.training.datasets.open_dataset`, or what that
             returns.
-        split: Name of the split. Defaults to the validation split, or the
-            test split if there is none.
+        split: Name of the split. Defaults to the validation split.
         batch_size: Images in a batch. Defaults to 64.
-        data_dir: Directory of TFDS' data sets. Defaults to TFDS' own.
-        transform: What turns a stored image into the model's input. Defaults
-            to the classifier's; for a plain model, to the largest centred
-            square and ImageNet's normalisation.
+        data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
+        transform: An `EvalTransform`. Defaults to `None`, that of the
+            classifier; for a plain model of square images, the largest centred
+            square, resized, and ImageNet's normalisation.
         on_bad_image: `"error"`, or `"skip"` to leave out images that cannot
             be decoded. Defaults to `"error"`.
 
     Returns:
-        An `Evaluation` of exactly the split's images.
+        An `Evaluation`.
 
     Raises:
-        ValueError: if there is no such data set or split, or its classes are
-            not the model's.
-        RuntimeError: if not every image of the split was seen.
+        ValueError: if there is no such data set or split, or it has other
+            classes than the model.
+        RuntimeError: if the number of images differs from that of the split.
 
     Example:
 
     >>> evaluate(Classifier.load("runs/digits"), "digits").examples
     360
     """
-    check_on_bad_image(on_bad_image)
+    bad = BadImages(on_bad_image)
+    classifier = as_classifier(model, transform=transform)
+    check_classifier(classifier.model)
+    if classifier.transform is None:
+        image_size(classifier.model)  # refuses what has no default transform
     data = dataset
     if not isinstance(data, ImageData):
         data = open_dataset(dataset, data_dir)
-    classifier = as_classifier(model, transform=transform)
-    check_classifier(classifier.model)
-    image_size(classifier.model)  # or its error says what the model takes
-    check_classes(classifier, data)
+    check_classes(classifier, data)  # before anything is downloaded
     data.prepare()
-    check_classes(classifier, data)  # some names are only known now
+    check_classes(classifier, data)  # some names are not known before
     split = split or data.val_split
-    bad = BadImages(on_bad_image == "skip")
     batches = evaluation_batches(
         data, split, classifier.transform, batch_size, bad=bad
     )
-    classify = steps.make_classify(classifier.model)
-    rows = []
-    for images, labels, weights in batches:
-        bad.check()
-        judged = (labels, *classify(images, tf.maximum(labels, 0)))
-        counts = weights.numpy() > 0
-        rows.append([values.numpy()[counts] for values in judged])
-    labels, losses, predictions, in_top5 = map(
-        np.concatenate, zip(*rows, strict=True)
-    )
-    if not len(labels):
-        raise ValueError(NO_IMAGE_DECODED.format(split))
-    expected = data.num_examples(split) - len(bad.names)
-    if len(labels) != expected:
-        raise RuntimeError(
-            f"Expected {expected} images of the split {split}; saw "
-            f"{len(labels)}."
-        )
+    columns = _classify(classifier.model, batches, bad)
+    labels, losses, predictions, in_top5 = columns
+    _check_count(split, len(labels) + len(bad.names), data, len(labels))
     loss = float(losses.astype("float64").mean())
     return Evaluation(split, loss, labels, predictions, in_top5, bad.names)
 
@@ -149,23 +130,105 @@ def check_classes(classifier: Classifier, data: ImageData) -> None:
     """Refuse a data set whose classes are not the classifier's.
 
     Args:
-        classifier: A `Classifier`. ImageNet's names differ from data set to
-            data set, so that published weights are held to their number only.
-        data: An `ImageData`.
+        classifier: A `Classifier`. For published weights only the number of
+            classes is compared, because data sets name ImageNet's differently.
+        data: An `ImageData`; names are compared only if it has some.
 
     Raises:
-        ValueError: if number, names or order of the classes differ.
+        ValueError: if the classes differ in number, name or order.
     """
-    count = classifier.model.output_shape[-1]
+    count, labels = classifier.model.output_shape[-1], classifier.labels
     if len(data.labels) != count:
         raise ValueError(
             f"`dataset` must have the model's {count} classes; {data.name} "
             f"has {len(data.labels)}."
         )
-    labels = classifier.labels
     named = data.labels != [str(i) for i in range(count)]
-    if labels and named and not classifier.record and labels != data.labels:
+    comparable = labels and named and not classifier.record
+    if comparable and list(labels) != data.labels:
         raise ValueError(
             "`dataset` must have the classes that the model was trained on, "
-            f"{labels[:20]}; {data.name} has {data.labels[:20]}."
+            f"{list(labels[:20])}; {data.name} has {data.labels[:20]}."
         )
+
+
+def _classify(model, batches, bad):
+    """Labels, losses, predictions and top-5 hits of all images."""
+    classify = steps.make_classify(model)
+    rows = []
+    for images, labels, weights in batches:
+        bad.check()
+        values = (labels, *classify(images, tf.maximum(labels, 0)))
+        counts = weights.numpy() > 0
+        rows.append([value.numpy()[counts] for value in values])
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _check_count(split, seen, data, decoded):
+    """Refuse a split without images, or of which some were not seen."""
+    expected = data.num_examples(split)
+    if seen != expected:
+        raise RuntimeError(
+            f"Expected {expected} images of the split {split}; saw {seen}."
+        )
+    if not decoded:
+        raise ValueError(
+            "`dataset` must have images that can be decoded; the split "
+            f"{split} has none."
+        )
+
+
+class Validation:
+    """Loss and accuracy on the validation split, under a strategy.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` that `model` was made under.
+        model: A `keras.Model` that ends in class probabilities.
+        data: A prepared `ImageData`.
+        recipe: A `Recipe`.
+        bad: Collects images that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        data: ImageData,
+        recipe: Recipe,
+        bad: BadImages,
+    ):
+        self._strategy, self._data, self._bad = strategy, data, bad
+        self._transform = recipe.eval_transform
+        replicas = strategy.num_replicas_in_sync
+        self._batch_size = -(-recipe.batch_size // replicas) * replicas
+        self._steps = steps.make_evaluation_steps(strategy, model)
+
+    def run(self, steps_per_execution: int) -> tuple[float, float]:
+        """Evaluate the model.
+
+        Args:
+            steps_per_execution: Batches per compiled call.
+
+        Returns:
+            Mean loss and accuracy.
+        """
+        split = self._data.val_split
+        batches = distributed_batches(
+            self._strategy,
+            evaluation_batches,
+            self._data,
+            split,
+            self._transform,
+            self._batch_size,
+            bad=self._bad,
+        )
+        left = -(-self._data.num_examples(split) // self._batch_size)
+        totals = np.zeros(4)
+        while left:
+            count = min(steps_per_execution, left)
+            totals += self._steps(batches, count).numpy()
+            left -= count
+            self._bad.check()
+        loss, correct, images, seen = totals
+        _check_count(split, int(seen), self._data, images)
+        return loss / images, correct / images

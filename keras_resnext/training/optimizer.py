@@ -1,8 +1,4 @@
-"""Optimizers by recipe: one kernel a variable, a rate of its own for the head.
-
-Keras applies updates as many products and sums; TensorFlow's kernels do them
-in place.
-"""
+"""Optimizers: fused SGD, PyTorch's weight decay, learning rates per layer."""
 
 import keras
 import tensorflow as tf
@@ -13,10 +9,10 @@ _NOT_DECAYED = ("bias", "beta", "gamma")
 
 
 class _Rates:
-    """An optimizer some of whose variables have rates of their own."""
+    """Mixin for optimizers with a learning rate factor for each variable."""
 
     def set_rate_factors(self, factors):
-        """Multiples of the learning rate, in the order of the variables."""
+        """Set the factors, in the order of the variables."""
         self._rate_factors = tuple(factors)
 
     def _rate(self, variable, learning_rate):
@@ -29,13 +25,13 @@ class _Rates:
 class SGD(keras.optimizers.SGD):
     """`keras.optimizers.SGD` without its temporary tensors.
 
-    Keras writes the update as products and sums. Those that need no gradient,
-    momentum times velocity and weight decay times weight, are computed when a
-    step begins and kept until it ends: one more copy of all weights for each.
-    TensorFlow's own kernel updates weight and velocity in place once the
-    gradient is there. Arguments, variables and results are Keras'.
+    Keras writes the update as products and sums. Those that do not depend on
+    the gradient, momentum times velocity and weight decay times weight, are
+    computed when a step begins and kept until it ends: each is one more copy
+    of all weights. TensorFlow's own kernel updates weight and velocity in
+    place. Arguments, variables and results are the same as Keras'.
 
-    Call it as `keras.optimizers.SGD`; it needs the TensorFlow backend.
+    It needs the TensorFlow backend.
 
     Example:
 
@@ -43,7 +39,7 @@ class SGD(keras.optimizers.SGD):
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        """Move one `tf.Variable` along its gradient."""
+        """Update one `tf.Variable`."""
         if not self.momentum:
             return super().update_step(gradient, variable, learning_rate)
         learning_rate = tf.cast(learning_rate, variable.dtype)
@@ -63,17 +59,16 @@ class SGD(keras.optimizers.SGD):
         )
 
     def _apply_weight_decay(self, variables):
-        # In `update_step`, where it waits for the gradient.
+        # With momentum, `update_step` does it.
         if not self.momentum:
             super()._apply_weight_decay(variables)
 
 
 class RatedSGD(_Rates, SGD):
-    """SGD whose weight decay is part of the gradient.
+    """SGD with L2 weight decay, which is added to the gradient.
 
-    As in the paper's code and in PyTorch: it goes through the momentum, which
-    makes it 1 / (1 - momentum) times as strong as Keras' decay, which is
-    taken off the weights themselves.
+    As in the paper's code and in PyTorch. It passes through the momentum, and
+    so is 1 / (1 - momentum) times as strong as Keras' decoupled decay.
     """
 
     def __init__(self, *, l2_weight_decay, **arguments):
@@ -81,7 +76,7 @@ class RatedSGD(_Rates, SGD):
         self.l2_weight_decay = l2_weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
-        """Move one `tf.Variable` along its gradient."""
+        """Update one `tf.Variable`."""
         if self.l2_weight_decay and self._use_weight_decay(variable):
             gradient += self.l2_weight_decay * tf.cast(variable, gradient.dtype)
         learning_rate = self._rate(variable, learning_rate)
@@ -89,14 +84,14 @@ class RatedSGD(_Rates, SGD):
 
 
 class RatedAdamW(_Rates, keras.optimizers.Adam):
-    """AdamW whose weight decay has each variable's rate, as PyTorch's."""
+    """AdamW whose weight decay follows each variable's rate, as PyTorch's."""
 
     def __init__(self, *, decoupled_weight_decay, **arguments):
         super().__init__(**arguments)
         self.decoupled_weight_decay = decoupled_weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
-        """Move one `tf.Variable` along its gradient."""
+        """Update one `tf.Variable`."""
         learning_rate = self._rate(variable, learning_rate)
         if self.decoupled_weight_decay and self._use_weight_decay(variable):
             with tf.control_dependencies([gradient]):
@@ -113,38 +108,30 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
     Args:
         recipe: A `Recipe`.
         steps_per_epoch: Steps in an epoch.
-        variables: What it trains, a list of `keras.Variable`. Its own
-            variables are made here: made inside the traced step, they would
-            belong to that.
+        variables: The `keras.Variable`s to train.
 
     Returns:
-        A built Keras optimizer; in mixed float16 it scales the loss.
+        A Keras optimizer, already built, because variables made inside a
+        traced step would belong to its graph; in mixed float16 it scales the
+        loss.
 
     Example:
 
     >>> optimizer = make_optimizer(Recipe(), 44, model.trainable_variables)
     """
-    arguments = {
-        "learning_rate": _Schedule(
-            recipe.peak_lr,
-            warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
-            steps=recipe.epochs * steps_per_epoch,
-            drop_steps=[e * steps_per_epoch for e in recipe.milestones],
-            gamma=recipe.gamma,
-        ),
-    }
+    schedule = _schedule(recipe, steps_per_epoch)
     if recipe.optimizer == "sgd":
         optimizer = RatedSGD(
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
             l2_weight_decay=recipe.weight_decay,
-            **arguments,
+            learning_rate=schedule,
         )
     else:
         optimizer = RatedAdamW(
             beta_1=recipe.momentum,
             decoupled_weight_decay=recipe.weight_decay,
-            **arguments,
+            learning_rate=schedule,
         )
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
@@ -159,25 +146,33 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
     return optimizer
 
 
-class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Up along a line, then down along a cosine or in steps."""
+def _schedule(recipe, steps_per_epoch):
+    """The learning rate by step: a linear warm-up, then cosine or steps."""
+    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
+    if recipe.schedule == "step":
+        milestones = [e * steps_per_epoch for e in recipe.milestones]
+        return _Steps(recipe.peak_lr, warmup_steps, milestones, recipe.gamma)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup_steps else recipe.peak_lr,
+        max(1, recipe.epochs * steps_per_epoch - warmup_steps),
+        warmup_target=recipe.peak_lr if warmup_steps else None,
+        warmup_steps=warmup_steps,
+    )
 
-    def __init__(self, peak, *, warmup_steps, steps, drop_steps, gamma):
-        self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
-        self.drop_steps, self.gamma = drop_steps, gamma
+
+class _Steps(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then drops; Keras has no such schedule."""
+
+    def __init__(self, peak, warmup_steps, milestones, gamma):
+        self.peak, self.warmup_steps = peak, warmup_steps
+        self.milestones, self.gamma = milestones, gamma
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32)
-        if self.drop_steps:
-            drops = tf.reduce_sum(tf.cast(step >= self.drop_steps, tf.float32))
-            factor = tf.pow(self.gamma, drops)
-        else:
-            done = step - self.warmup_steps
-            share = done / max(1, self.steps - self.warmup_steps)
-            share = tf.clip_by_value(share, 0.0, 1.0)
-            factor = 0.5 * (1 + tf.cos(3.141592653589793 * share))
-        warm = tf.minimum(step / max(1, self.warmup_steps), 1.0)
-        return self.peak * tf.where(step < self.warmup_steps, warm, factor)
+        drops = tf.reduce_sum(tf.cast(step >= self.milestones, tf.float32))
+        warmup = tf.minimum(step / max(1, self.warmup_steps), 1.0)
+        warmup = tf.where(step < self.warmup_steps, warmup, 1.0)
+        return self.peak * warmup * tf.pow(self.gamma, drops)
 
     def get_config(self):
         return dict(vars(self))

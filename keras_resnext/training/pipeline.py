@@ -1,12 +1,12 @@
-"""Batches of images: training's and evaluation's."""
+"""Input pipelines: batches for training and for evaluation."""
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.classifier import check_on_bad_image
 from keras_resnext.training import augment
-from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.transforms import JPEG_METHOD
@@ -17,10 +17,8 @@ from keras_resnext.transforms import stored_window
 from keras_resnext.transforms import upright
 from keras_resnext.transforms import upright_shape
 
-_MIX = -1  # no image's number
-
-
-_NO_LABEL = -1  # of what only fills the last batch
+_MIX = -1  # in a seed, where images have their number
+_NO_LABEL = -1  # of padding in the last batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +26,14 @@ class InputShard:
     """Which images of each batch one input pipeline reads.
 
     Args:
-        replicas: Replicas in all, each of which takes a batch at a time.
-        pipelines: Input pipelines in all, one for each machine.
-        pipeline: Number of this one, from 0.
+        replicas: Number of replicas, each of which takes a batch per step.
+            Defaults to 1.
+        pipelines: Number of input pipelines, one per worker. Defaults to 1.
+        pipeline: Index of this one. Defaults to 0.
 
     Example:
 
-    >>> InputShard(replicas=8, pipelines=2, pipeline=1)  # of two machines
+    >>> InputShard(replicas=8, pipelines=2, pipeline=1)  # second of two workers
     """
 
     replicas: int = 1
@@ -46,84 +45,89 @@ WHOLE_INPUT = InputShard()
 
 
 class BadImages:
-    """Names of images that could not be decoded.
+    """Collects the names of images that cannot be decoded.
 
     Args:
-        skip: Whether they are left out, or an error. Defaults to `False`.
+        on_bad_image: `"error"`, or `"skip"` to leave them out. Defaults to
+            `"error"`.
+
+    Raises:
+        ValueError: if `on_bad_image` is neither.
 
     Example:
 
-    >>> bad = BadImages(skip=True)
+    >>> bad = BadImages("skip")
     >>> for images, labels, weights in training_batches(..., bad=bad):
     ...     bad.check()
     >>> bad.names
     ['photos/train/cat/7.jpg']
     """
 
-    def __init__(self, skip: bool = False):
-        self.skip = skip
-        self._names = {}  # in the order in which they came up
+    def __init__(self, on_bad_image: str = "error"):
+        check_on_bad_image(on_bad_image)
+        self._skip = on_bad_image == "skip"
+        self._names = {}  # a dict keeps the order
 
     @property
     def names(self) -> list[str]:
-        """The names found so far, each once."""
+        """The names so far, each once."""
         return list(self._names)
 
     def check(self) -> None:
         """Raise an error that names them, unless they are left out.
 
         Raises:
-            ValueError: if there are any and `skip` is false.
+            ValueError: if there are any and `on_bad_image` is `"error"`.
         """
-        if self._names and not self.skip:
+        if self._names and not self._skip:
             raise ValueError(
                 "`dataset` must have images that can be decoded, or "
                 "`on_bad_image` must be skip; cannot decode "
                 f"{', '.join(self.names[:5])}."
             )
 
-    def guard(self, examples, load, nothing, batch_size):
-        """Map `load` and batch; `nothing` stands for what does not decode.
+    def guard(self, examples, load, placeholder, batch_size):
+        """Map `load` and batch, with a placeholder for undecodable images.
 
         Args:
             examples: A `tf.data.Dataset` of tuples that begin with a name and
-                encoded bytes, a multiple of `batch_size`.
-            load: A function of such a tuple's parts to a tuple.
-            nothing: What stands for that where the bytes are no image.
+                encoded bytes; their number is a multiple of `batch_size`.
+            load: A function from the parts of such a tuple to a tuple.
+            placeholder: Tuple to use if the bytes cannot be decoded.
             batch_size: Examples in a batch.
 
         Returns:
             A `tf.data.Dataset` of batches of what `load` returns, in order,
-            with weights at the end: float32, 0 for no image, else 1. Any
-            other failure of `load` is passed on.
+            followed by weights: float32, 0 for placeholders, else 1. Other
+            errors of `load` are raised.
         """
 
         def note(name):
             self._names[name.decode()] = True
             return np.float32(0)
 
-        def weighed(*example):
+        def weighted(*example):
             return *load(*example), 1.0
 
         def noted(name, *_):
             weight = tf.numpy_function(note, [name], tf.float32)
-            return *nothing, tf.ensure_shape(weight, ())
+            return *placeholder, tf.ensure_shape(weight, ())
 
         def decodes(name, encoded, *_):
             return tf.size(decode(encoded)) > 0
 
         def careful(*example):
             this = tf.data.Dataset.from_tensors(example)
-            good = this.map(weighed).ignore_errors()
-            failed = this.filter(decodes).ignore_errors().map(weighed)
+            good = this.map(weighted).ignore_errors()
+            failed = this.filter(decodes).ignore_errors().map(weighted)
             bad = this.map(noted)
             return good.concatenate(failed).concatenate(bad).take(1)
 
         def one_batch(*batch):
             each = tf.data.Dataset.from_tensor_slices(batch)
-            # What is wrong with an image becomes known by decoding it; only
-            # a batch that has such images is loaded one by one.
-            fast = each.map(weighed, num_parallel_calls=tf.data.AUTOTUNE)
+            # Only decoding shows whether an image is bad; a batch with bad
+            # images is then loaded one by one.
+            fast = each.map(weighted, num_parallel_calls=tf.data.AUTOTUNE)
             fast = fast.batch(batch_size, drop_remainder=True).ignore_errors()
             slow = each.flat_map(careful).batch(batch_size, drop_remainder=True)
             return fast.concatenate(slow).take(1)
@@ -132,32 +136,6 @@ class BadImages:
         return batches.interleave(
             one_batch, cycle_length=2, num_parallel_calls=2
         )
-
-
-def _decode_window(encoded, smallest_area, seed):
-    """A random window of an image; of a JPEG, nothing else is decoded."""
-
-    def jpeg():
-        stored = tf.io.extract_jpeg_shape(encoded)
-        orientation = exif_orientation(encoded)
-        shape = tf.concat([upright_shape(stored, orientation), [3]], axis=0)
-        window = augment.random_window(shape, smallest_area, seed)
-        image = tf.io.decode_and_crop_jpeg(
-            encoded,
-            stored_window(window, stored, orientation),
-            channels=3,
-            dct_method=JPEG_METHOD,
-        )
-        return upright(image, orientation)
-
-    def other():
-        image = decode(encoded)
-        window = augment.random_window(tf.shape(image), smallest_area, seed)
-        top, left, height, width = tf.unstack(window)
-        return image[top : top + height, left : left + width]
-
-    image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-    return tf.ensure_shape(image, (None, None, 3))
 
 
 def training_batches(
@@ -171,30 +149,29 @@ def training_batches(
 ) -> tf.data.Dataset:
     """An epoch of shuffled, augmented batches of pixels.
 
-    Every random change to an image follows from `recipe.seed` and the
-    image's place in training, whichever share it is in; only mixup and CutMix
-    look at the other images of a replica's batch. The images that would not
-    fill the last batch are left out.
+    The random changes to an image depend on `recipe.seed` and its position in
+    training only, not on the shard; mixup and CutMix also depend on the other
+    images of a replica's batch. A last, incomplete batch is dropped.
 
     Args:
-        data: An `ImageData`, prepared.
+        data: A prepared `ImageData`.
         recipe: A `Recipe`.
-        epoch: Number of the epoch, from 0.
-        bad: Where images that cannot be decoded are noted; they have a weight
-            of 0. Defaults to `None`, which nobody looks at.
-        first_step: Steps of the epoch that are done already. Defaults to 0.
-        share: Which part of each batch this pipeline reads. Defaults to all.
+        epoch: Index of the epoch, from 0.
+        bad: Collects images that cannot be decoded; they have a weight of 0.
+            Defaults to `None`, which ignores them.
+        first_step: Steps of the epoch to skip. Defaults to 0.
+        shard: Part of each batch that this pipeline reads. Defaults to all.
 
     Returns:
         A `tf.data.Dataset` of RGB pixels in [0, 255], `(batch, image_size,
         image_size, 3)`, uint8, or float32 with mixup or CutMix;
         probabilities, float32 `(batch, classes)`; and weights, float32
-        `(batch,)`. `batch` is a replica's.
+        `(batch,)`. `batch` is that of one replica.
     """
     size, classes = recipe.image_size, len(data.labels)
     steps = data.num_examples("train") // recipe.batch_size
     before = first_step * recipe.batch_size
-    # Hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+    # Hashed, or epoch 1 of seed 0 would equal epoch 0 of seed 1.
     (order,) = np.random.SeedSequence((recipe.seed, epoch)).generate_state(1)
     examples = data.encoded("train", shuffle_seed=int(order), skip=before)
 
@@ -210,26 +187,31 @@ def training_batches(
         .take((steps - first_step) * recipe.batch_size)
         .shard(shard.pipelines, shard.pipeline)
     )
-    nothing = tf.zeros((size, size, 3), tf.uint8), tf.zeros(classes)
+    placeholder = tf.zeros((size, size, 3), tf.uint8), tf.zeros(classes)
     local_size = recipe.batch_size // shard.replicas
-    batches = (bad or BadImages()).guard(examples, load, nothing, local_size)
+    bad = bad or BadImages()
+    batches = bad.guard(examples, load, placeholder, local_size)
     if recipe.mixup or recipe.cutmix:
-        mix = augment.make_mix(recipe.mixup, recipe.cutmix)
         first = ((epoch * steps + first_step) * shard.replicas) + shard.pipeline
-
-        def mixed(number, batch):
-            images, labels, weights = batch
-            seed = tf.random.experimental.stateless_fold_in(
-                tf.constant([recipe.seed, _MIX], tf.int64), number
-            )
-            images = tf.cast(images, tf.float32)
-            return *mix(images, labels, seed), weights
-
         numbers = tf.data.Dataset.counter(first, shard.pipelines)
         batches = tf.data.Dataset.zip(numbers, batches).map(
-            mixed, num_parallel_calls=tf.data.AUTOTUNE
+            _make_mix(recipe), num_parallel_calls=tf.data.AUTOTUNE
         )
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _make_mix(recipe):
+    """Build mixup and CutMix of numbered batches."""
+    mix = augment.make_mix(recipe.mixup, recipe.cutmix)
+
+    def mixed(number, batch):
+        images, labels, weights = batch
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.constant([recipe.seed, _MIX], tf.int64), number
+        )
+        return *mix(tf.cast(images, tf.float32), labels, seed), weights
+
+    return mixed
 
 
 def _augmented(encoded, recipe, seed):
@@ -253,7 +235,7 @@ def _augmented(encoded, recipe, seed):
         image = augment.color_jitter(image, recipe.color_jitter, seeds[4])
     if recipe.lighting:
         image = augment.lighting(image, recipe.lighting, seeds[5])
-    # A quarter of the memory to move, here and to an accelerator.
+    # uint8 is a quarter of the memory to move, here and to an accelerator.
     image = tf.saturate_cast(tf.round(image), tf.uint8)
     if recipe.flip:
         image = augment.flip(image, seeds[2])
@@ -262,23 +244,48 @@ def _augmented(encoded, recipe, seed):
     return tf.ensure_shape(image, (size, size, 3))
 
 
-def _resize(image, size, interpolation):
-    """Antialiased where pixels would be passed over, at half size and less.
+def _decode_window(encoded, smallest_area, seed):
+    """A random window of an image; of a JPEG, only the window is decoded."""
 
-    Above that, antialiasing takes longer than decoding does.
-    """
-
-    def resize(antialias):
-        resized = tf.image.resize(
-            image, (size, size), interpolation, antialias=antialias
+    def jpeg():
+        shape = tf.io.extract_jpeg_shape(encoded)
+        orientation = exif_orientation(encoded)
+        window = augment.random_window(
+            [*tf.unstack(upright_shape(shape, orientation)), 3],
+            smallest_area,
+            seed,
         )
-        return tf.clip_by_value(resized, 0, 255)  # bicubic overshoots
+        part = tf.io.decode_and_crop_jpeg(
+            encoded,
+            stored_window(window, shape, orientation),
+            channels=3,
+            dct_method=JPEG_METHOD,
+        )
+        return upright(part, orientation)
 
-    return tf.cond(
+    def other():
+        image = decode(encoded)
+        window = augment.random_window(tf.shape(image), smallest_area, seed)
+        top, left, height, width = tf.unstack(window)
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _resize(image, size, interpolation):
+    """Resize, antialiased only if the image shrinks to half or less.
+
+    For larger results, antialiasing takes longer than decoding does.
+    """
+    resized = tf.cond(
         tf.reduce_max(tf.shape(image)[:2]) >= 2 * size,
-        lambda: resize(True),
-        lambda: resize(False),
+        lambda: tf.image.resize(
+            image, (size, size), interpolation, antialias=True
+        ),
+        lambda: tf.image.resize(image, (size, size), interpolation),
     )
+    return tf.clip_by_value(resized, 0, 255)  # bicubic overshoots
 
 
 def evaluation_batches(
@@ -290,48 +297,49 @@ def evaluation_batches(
     bad: BadImages | None = None,
     shard: InputShard = WHOLE_INPUT,
 ) -> tf.data.Dataset:
-    """Every image of a split once, in order, as input of the network.
+    """Every image of a split once, in order, as network input.
 
     Args:
-        data: An `ImageData`, prepared.
+        data: A prepared `ImageData`.
         split: Name of the split.
-        transform: What turns a stored image into the network's input.
+        transform: An `EvalTransform`.
         batch_size: Images in a batch of all replicas together, rounded up to
-            a multiple of them.
-        bad: Notes the images that cannot be decoded; they have a weight of 0.
-            Defaults to `None`.
-        shard: The part that this pipeline reads. Defaults to all.
+            a multiple of their number.
+        bad: Collects images that cannot be decoded; they have a weight of 0.
+            Defaults to `None`, which ignores them.
+        shard: Part of each batch that this pipeline reads. Defaults to all.
 
     Returns:
-        A `tf.data.Dataset` of inputs, float32 `(batch, image_size,
-        image_size, 3)`, labels, int64 `(batch,)`, below 0 for padding of the
-        last batch, and weights, float32 `(batch,)`, 0 for padding.
+        A `tf.data.Dataset` of normalised images, float32 `(batch, image_size,
+        image_size, 3)`; labels, int64 `(batch,)`, negative for the padding of
+        the last batch; and weights, float32 `(batch,)`, 0 for padding.
     """
+    blank = tf.zeros((transform.image_size, transform.image_size, 3))
 
     def load(name, encoded, label):
-        pixels = tf.cond(
+        image = tf.cond(
             label == _NO_LABEL,
-            lambda: nothing[0],
+            lambda: blank,
             lambda: transform.pixels_in_graph(decode(encoded)),
         )
-        return transform.normalize_in_graph(pixels), label
+        return image, label
 
-    def unpadded(images, labels, weights):
+    def finish(images, labels, weights):
         weights *= tf.cast(labels != _NO_LABEL, tf.float32)
-        return images, labels, weights
+        return transform.normalize_in_graph(images), labels, weights
 
-    size = transform.image_size
-    nothing = tf.zeros((size, size, 3)), tf.constant(0, tf.int64)
+    placeholder = blank, tf.constant(0, tf.int64)
     local_size = -(-batch_size // shard.replicas)
     steps = -(-data.num_examples(split) // (local_size * shard.replicas))
-    # All replicas take the same number of steps, or some would wait forever.
-    none = tf.constant(_NO_LABEL, tf.int64)
-    padding = tf.data.Dataset.from_tensors(("", "", none)).repeat()
+    # All replicas must take the same number of steps, or some would hang.
+    no_label = tf.constant(_NO_LABEL, tf.int64)
+    padding = tf.data.Dataset.from_tensors(("", "", no_label)).repeat()
     examples = (
         data.encoded(split)
         .shard(shard.pipelines, shard.pipeline)
         .concatenate(padding)
         .take(steps * local_size * shard.replicas // shard.pipelines)
     )
-    batches = (bad or BadImages()).guard(examples, load, nothing, local_size)
-    return batches.map(unpadded).prefetch(tf.data.AUTOTUNE)
+    bad = bad or BadImages()
+    batches = bad.guard(examples, load, placeholder, local_size)
+    return batches.map(finish).prefetch(tf.data.AUTOTUNE)

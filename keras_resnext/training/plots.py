@@ -1,19 +1,26 @@
-"""The pictures of a run: learning curves, and predictions on real images.
+"""Pictures of a run: its learning curves, and its predictions.
 
-They use matplotlib's figures without pyplot: drawing into files needs no
-screen, and must not change how a notebook shows its own figures.
+Without pyplot, whose state is shared with the caller's notebook.
 """
+
+import os
+import typing
 
 import numpy as np
 
 from keras_resnext.files import staged
+from keras_resnext.transforms import EvalTransform
+
+if typing.TYPE_CHECKING:
+    from keras_resnext.training.datasets import ImageData
+    from keras_resnext.training.evaluation import Evaluation
 
 
 def learning_curves(history, path):
-    """Draw loss and accuracy, in training and held out, over the epochs.
+    """Draw training and validation loss and accuracy over the epochs.
 
     Args:
-        history: A list of a run's history dicts.
+        history: `Run.history`.
         path: PNG file to write.
 
     Example:
@@ -30,8 +37,8 @@ def learning_curves(history, path):
         (axes[1], "accuracy", "Accuracy"),
     ):
         for prefix, name in (
-            ("", "training, as minimised"),
-            ("val_", "held out"),
+            ("", "training"),
+            ("val_", "validation"),
         ):
             values = [entry[prefix + key] for entry in history]
             ax.plot(epochs, values, marker="o", markersize=3, label=name)
@@ -51,12 +58,12 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
         predictions: Predicted classes, `(images,)`.
         names: Names of the classes.
         path: PNG file to write.
-        title: What is to be seen.
+        title: Title of the picture.
 
     Example:
 
     >>> prediction_grid(images, labels, predictions, run.labels, "grid.png",
-    ...                 title="Held-out digits")
+    ...                 title="Test digits")
     """
     from matplotlib.figure import Figure
 
@@ -89,38 +96,42 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
     figure.savefig(path, dpi=120)
 
 
-def draw_predictions(evaluation, data, transform, path, *, count=40):
-    """Draw predictions: the mistakes first, then correct ones.
+def draw_predictions(
+    result: "Evaluation",
+    data: "ImageData",
+    transform: EvalTransform,
+    path: str | os.PathLike,
+    *,
+    count: int = 40,
+) -> None:
+    """Draw images of an evaluation with their predictions, mistakes first.
 
     Args:
-        evaluation: An `Evaluation`.
+        result: An `Evaluation`.
         data: The `ImageData` that was evaluated.
-        transform: The `EvalTransform` that it was evaluated with.
-        path: PNG file to write; an existing one is replaced.
-        count: Images to draw at most. Defaults to 40.
+        transform: The `EvalTransform` it was evaluated with.
+        path: PNG file to write; replaced if it exists.
+        count: Maximum number of images. Defaults to 40.
 
     Example:
 
+    >>> result = evaluate(classifier, data)
     >>> draw_predictions(result, data, classifier.transform, "grid.png")
     """
-    wrong = evaluation.labels != evaluation.predictions
-    chosen = np.argsort(~wrong, kind="stable")[:count]
-    images = data.pixels(
-        evaluation.split, transform, without=evaluation.bad_images
-    )
-    wanted = set(chosen.tolist())
-    pixels = {
-        i: image
-        for i, (image, _) in enumerate(images.as_numpy_iterator())
-        if i in wanted
-    }
+    wrong = result.labels != result.predictions
+    shown = np.argsort(~wrong, kind="stable")[:count]
+    images = data.pixels(result.split, transform, without=result.bad_images)
+    pixels = {}
+    for i, (image, _) in enumerate(images.as_numpy_iterator()):
+        if i in shown:
+            pixels[i] = image
     with staged(path, overwrite=True) as new:
         prediction_grid(
-            np.stack([pixels[i] for i in chosen]),
-            evaluation.labels[chosen],
-            evaluation.predictions[chosen],
+            np.stack([pixels[i] for i in shown]),
+            result.labels[shown],
+            result.predictions[shown],
             data.labels,
             new,
-            title=f"{data.name}, {evaluation.split}: {wrong.sum()} of "
-            f"{evaluation.examples} wrong (red)",
+            title=f"{data.name}, {result.split}: {wrong.sum()} of "
+            f"{result.examples} wrong (red)",
         )

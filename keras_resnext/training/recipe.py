@@ -1,4 +1,4 @@
-"""What a training run does, as numbers with units. No TensorFlow here."""
+"""The configuration of a training run, without TensorFlow."""
 
 import dataclasses
 import math
@@ -15,80 +15,74 @@ _CHOICES = {
     "interpolation": ("bilinear", "bicubic"),
 }
 _ABOVE_ZERO = (
-    *(
-        "image_size",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "epochs",
-        "base_lr",
-    ),
-    *("gamma", "crop_pct", "head_lr_factor"),
+    *("image_size", "batch_size", "gradient_accumulation_steps", "epochs"),
+    *("base_lr", "gamma", "crop_pct", "head_lr_factor"),
 )
 _NOT_BELOW_ZERO = (
     *("weight_decay", "global_clipnorm", "crop_padding", "mixup", "cutmix"),
     *("color_jitter", "lighting", "eval_image_size", "seed"),
 )
-_BELOW_ONE = ("drop_path_rate", "momentum", "label_smoothing", "ema_decay")
-_SHARES = ("random_erasing", "random_resized_crop_scale", "crop_pct")
+_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "drop_path_rate")
+_FRACTIONS = ("random_erasing", "random_resized_crop_scale", "crop_pct")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The full configuration of a run; saved beside it as `recipe.json`.
+    """The full configuration of a run, saved with it as `recipe.json`.
 
     The defaults train a small CIFAR-style ResNeXt on handwritten digits in
-    one to two minutes on two CPU cores. Everything else that a run needs
-    follows from these numbers. `RECIPES` has others, by name.
+    one to two minutes on two CPU cores. `RECIPES` has others, by name.
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
             folder `<split>/<class>/<image>`.
-        model: Name that `keras_resnext.variants.build` knows.
+        model: Name of a network, see `keras_resnext.variants.build`.
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.
         residual: Whether blocks have shortcuts.
-        drop_path_rate: Stochastic depth: the probability that training drops
-            the transform of the last block (arXiv 1603.09382); earlier blocks
-            in proportion to their depth.
-        image_size: Side of the network's input in training, in pixels.
-        batch_size: Images in a step, over all replicas together.
-        gradient_accumulation_steps: Parts in which each replica computes its
-            share of a step, one after another, to fit into memory. The update
-            is that of the whole batch; batch norm sees one part at a time.
+        drop_path_rate: Probability that the last block is skipped in training
+            (stochastic depth), rising linearly from 0 at the first one; 0 for
+            none. See `ResNeXt`.
+        image_size: Side of the training images, in pixels.
+        batch_size: Images per step, over all replicas.
+        gradient_accumulation_steps: Number of parts into which each replica
+            splits its batch to save memory. The gradient is that of the whole
+            batch; batch norm sees one part at a time.
         epochs: Passes over the training split.
         optimizer: `"sgd"` or `"adamw"`.
         base_lr: Peak learning rate for a batch of 256 images; it is scaled in
             proportion to `batch_size` (Goyal et al., arXiv 1706.02677).
-        schedule: After the warm-up, `"cosine"` falls to zero along a cosine;
+        schedule: After the warm-up, `"cosine"` decays to zero along a cosine;
             `"step"` multiplies by `gamma` at each of `milestones`.
-        warmup_epochs: Epochs over which the rate rises from zero.
-        milestones: Numbers of finished epochs after which the rate drops.
-        gamma: What it is multiplied by then.
-        momentum: Of SGD; of AdamW's first moment (beta 1).
+        warmup_epochs: Epochs over which the rate rises linearly from zero.
+        milestones: Epochs after which the rate drops.
+        gamma: Factor by which it drops.
+        momentum: Momentum of SGD; beta 1 of AdamW.
         nesterov: Whether SGD's momentum is Nesterov's.
-        weight_decay: Decay of kernels: with SGD a part of the gradient, as
-            the paper's code and PyTorch have it; with AdamW taken off the
-            weights, times the learning rate.
+        weight_decay: With SGD, L2 weight decay, added to the gradient as in
+            the paper's code and PyTorch; with AdamW, decoupled weight decay,
+            times the learning rate.
         decay_all: Whether biases and batch norm decay too, as in the paper.
-        global_clipnorm: Largest norm of all gradients together, after they are
-            summed over replicas; 0 for no limit.
-        ema_decay: Share that the moving average of the weights, and of batch
-            norm's statistics, keeps at each step after the warm-up; it is what
-            is evaluated and saved. 0 for none.
+        global_clipnorm: Maximum global norm of the gradients, summed over
+            replicas; 0 for no clipping.
+        ema_decay: Decay per step of the moving average of the weights and the
+            batch-norm statistics, which starts after the warm-up and is what
+            is evaluated and saved; 0 for none.
         label_smoothing: Probability spread evenly over all classes.
-        precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"`,
-            whose loss is scaled.
-        sync_batch_norm: Whether replicas share the statistics of a batch.
-        crop_padding: Black pixels put around a training image before a random
+        precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"` with
+            loss scaling.
+        sync_batch_norm: Whether batch norm uses the statistics of all
+            replicas.
+        crop_padding: Black pixels around a training image before a random
             crop back to `image_size`; 0 for none.
-        random_resized_crop_scale: Smallest share of an image's area that a
-            random crop of random proportions (3:4 to 4:3) has before it is
+        random_resized_crop_scale: Smallest area of a random crop (aspect
+            ratio 3:4 to 4:3), as a fraction of the image's, before it is
             resized to `image_size`; 0 for the largest centred square instead.
-        interpolation: How those crops are resized, `"bilinear"` or
+        interpolation: Interpolation of that resize, `"bilinear"` or
             `"bicubic"`.
-        flip: Whether half of the training images are mirrored left to right.
-        color_jitter: By how much brightness, contrast and saturation vary,
-            as a share of what they are.
+        flip: Whether half of the training images are flipped horizontally.
+        color_jitter: Largest relative change of brightness, contrast and
+            saturation.
         lighting: Standard deviation of PCA lighting noise (AlexNet's).
         trivial_augment: Whether each image gets one random operation of
             random strength (TrivialAugmentWide, arXiv 2103.10158).
@@ -97,17 +91,16 @@ class Recipe:
         mixup: Alpha of mixup (arXiv 1710.09412); 0 for none.
         cutmix: Alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each
             batch gets one of them.
-        eval_image_size: Side of the network's input in evaluation and in the
-            trained model, in pixels; 0 for `image_size`.
-        crop_pct: Share of an image's shorter side that the square evaluated
-            has; 0.875 is a crop of 224 pixels out of 256.
-        weights: What training starts from: a file, a tag of
-            `list_weights`, or `"imagenet"`; empty for random weights.
-        freeze_until: Last part of the network that is not trained, such as
-            `"conv3"`; with all before it. Empty for none.
-        head_lr_factor: Multiple of the learning rate with which the
-            classifier is trained.
-        seed: Seed of the initial weights, the order and the augmentation.
+        eval_image_size: Side of the images in evaluation and of the trained
+            model's input, in pixels; 0 for `image_size`.
+        crop_pct: Side of the evaluated square as a fraction of the image's
+            shorter side; 0.875 is a crop of 224 pixels out of 256.
+        weights: Initial weights: a file, a tag of `list_weights`, or
+            `"imagenet"`; empty for random ones.
+        freeze_until: Freeze everything up to and including this stage, such
+            as `"conv3"`; empty to train everything.
+        head_lr_factor: Factor of the learning rate for the classifier.
+        seed: Seed of initial weights, order and augmentation.
 
     Raises:
         ValueError: if a field has a value that cannot work.
@@ -172,13 +165,18 @@ class Recipe:
             (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
             (_NOT_BELOW_ZERO, lambda x: x >= 0, "0 or above"),
             (_BELOW_ONE, lambda x: 0 <= x < 1, "in [0, 1)"),
-            (_SHARES, lambda x: 0 <= x <= 1, "in [0, 1]"),
+            (_FRACTIONS, lambda x: 0 <= x <= 1, "in [0, 1]"),
         ):
             for name in names:
                 self._require(name, holds(getattr(self, name)), expected)
         for name, choices in _CHOICES.items():
             expected = f"one of {', '.join(choices)}"
             self._require(name, getattr(self, name) in choices, expected)
+        self._require(
+            "drop_path_rate",
+            self.residual or not self.drop_path_rate,
+            "0 without shortcuts (`residual=False`)",
+        )
         self._require(
             "warmup_epochs",
             0 <= self.warmup_epochs < self.epochs,
@@ -189,7 +187,7 @@ class Recipe:
             (self.schedule == "step") == bool(self.milestones)
             and list(self.milestones) == sorted(set(self.milestones))
             and all(0 < e < self.epochs for e in self.milestones),
-            "rising numbers below `epochs` with `schedule` step, else empty",
+            "increasing, below `epochs`, with `schedule` step, else empty",
         )
         self._require(
             "gradient_accumulation_steps",
@@ -198,6 +196,7 @@ class Recipe:
         )
 
     def _check_type(self, field):
+        """Refuse values of another type; ints become floats, lists tuples."""
         value = getattr(self, field.name)
         if field.type is float and type(value) is int:
             value = float(value)
@@ -214,6 +213,7 @@ class Recipe:
             self._require(field.name, math.isfinite(value), "finite")
 
     def _require(self, name, holds, expected):
+        """Raise a ValueError that names the field unless `holds`."""
         if not holds:
             raise ValueError(
                 f"`{name}` must be {expected}; got {getattr(self, name)!r}."
@@ -231,21 +231,21 @@ class Recipe:
 
     @property
     def eval_transform(self) -> EvalTransform:
-        """The transform of images in evaluation and of the trained model."""
+        """The transform of images for the trained model."""
         return EvalTransform.from_crop_pct(self.final_image_size, self.crop_pct)
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
-        """A copy with fields set from strings, as the command line has them.
+        """A copy with fields set from strings, as on the command line.
 
         Args:
-            assignments: Iterable of `"field=value"`; a tuple is written with
-                commas.
+            assignments: Iterable of `"field=value"`; the items of a tuple are
+                separated by commas.
 
         Returns:
             A new `Recipe`.
 
         Raises:
-            ValueError: if a field is unknown or its value has another type.
+            ValueError: if a field is unknown or its value is of another type.
 
         Example:
 
@@ -266,6 +266,7 @@ class Recipe:
 
 
 def _parse(name, kind, text):
+    """A field's value from its text."""
     readers = {
         bool: lambda text: {"true": True, "false": False}[text.lower()],
         tuple[int, ...]: lambda text: tuple(
@@ -284,8 +285,8 @@ def _parse(name, kind, text):
         ) from None
 
 
-# What the paper states (section 4), with the schedule of the code it refers
-# to (fb.resnet.torch): a tenth after 30, 60 and 90 epochs.
+# As in section 4 of the paper, with the schedule of the code it refers to
+# (fb.resnet.torch): a tenth after 30, 60 and 90 epochs.
 _IMAGENET_PAPER = Recipe(
     dataset="imagenet2012",
     model="resnext50_32x4d",
@@ -305,7 +306,7 @@ _IMAGENET_PAPER = Recipe(
     flip=True,
     crop_pct=224 / 256,
 )
-# What the appendix states: 0.1 for 128 images, a tenth at 150 and 225.
+# As in the paper's appendix: 0.1 for 128 images, a tenth at 150 and 225.
 _CIFAR_PAPER = Recipe(
     dataset="cifar10",
     model="resnext29_8x64d",
@@ -327,8 +328,8 @@ _CIFAR_PAPER = Recipe(
 RECIPES = {
     "digits": Recipe(),
     "imagenet_paper": _IMAGENET_PAPER,
-    # As facebookresearch/ResNeXt ran: Nesterov, and more augmentation than
-    # the paper tells of.
+    # As in facebookresearch/ResNeXt: Nesterov, and more augmentation than the
+    # paper mentions.
     "imagenet_released": dataclasses.replace(
         _IMAGENET_PAPER,
         nesterov=True,
@@ -337,9 +338,10 @@ RECIPES = {
         lighting=0.1,
     ),
     # torchvision's second weights (its issue 3995, pull request 5935): 0.5
-    # for 8 x 128 images. Its average moves every 32 steps by 1 - 0.99998
-    # times 8 x 128 x 32 / 600; a step's share of that is below. Its sampler,
-    # which repeats each image four times an epoch, is left out.
+    # for 8 x 128 images. Its average is updated every 32 steps with a weight
+    # of (1 - 0.99998) x 8 x 128 x 32 / 600, which is spread over the steps
+    # here. Its sampler, which repeats each image four times an epoch, is left
+    # out.
     "imagenet_modern": dataclasses.replace(
         _IMAGENET_PAPER,
         image_size=176,
@@ -361,7 +363,7 @@ RECIPES = {
         cutmix=1.0,
     ),
     "cifar_paper": _CIFAR_PAPER,
-    # As the released code ran: its drops come at ratios of 0.49 and 0.74.
+    # As in the released code, which drops at 0.49 and 0.74 of the epochs.
     "cifar_released": dataclasses.replace(
         _CIFAR_PAPER, nesterov=True, milestones=(147, 222)
     ),

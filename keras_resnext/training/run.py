@@ -1,4 +1,4 @@
-"""The folder of a run: what training writes and everything else reads."""
+"""The folder of a training run: what `train` writes and others read."""
 
 import dataclasses
 import json
@@ -19,19 +19,20 @@ class Run:
     |---|---|
     | `recipe.json` | the full `Recipe` |
     | `labels.txt` | class names, one a line, in the order of the outputs |
-    | `history.jsonl` | a line an epoch |
+    | `history.jsonl` | metrics, one line per epoch |
     | `checkpoints/` | model, optimizer and step, to resume from |
     | `tensorboard/` | loss, accuracy and learning rate, for TensorBoard |
-    | `bad_images.txt` | images that were left out, if any; other workers' |
-    | | are in `bad_images_worker1.txt` and so on |
-    | `best.keras` | the model of the epoch with the best held-out accuracy |
-    | `learning_curves.png` | the history drawn |
-    | `model.keras` | the trained model, once training is done |
+    | `bad_images.txt` | names of images that were left out, if any; those of |
+    | | other workers are in `bad_images_worker1.txt` and so on |
+    | `best.keras` | the model with the best validation accuracy |
+    | `learning_curves.png` | a plot of the history |
+    | `model.keras` | the trained model, once training is finished |
 
-    The models are `keras_resnext.classifier.Classifier`s.
+    Both models are saved with their class names and transform, see
+    `keras_resnext.classifier.Classifier`.
 
     Args:
-        path: The folder; it need not exist.
+        path: The folder; it need not exist yet.
 
     Example:
 
@@ -59,7 +60,7 @@ class Run:
             return Recipe(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self._recipe_file} must hold a recipe; {error}."
+                f"{self._recipe_file} must contain a recipe; {error}."
             ) from error
 
     @property
@@ -69,7 +70,7 @@ class Run:
 
     @property
     def history(self) -> list[dict]:
-        """What each finished epoch measured: a list of dicts."""
+        """Metrics of each finished epoch: a list of dicts."""
         if not self._history_file.exists():
             return []
         lines = self._history_file.read_text().splitlines()
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def bad_images(self) -> list[str]:
-        """Names of the images that were left out, whoever met them."""
+        """Names of the images that were left out, by any worker."""
         files = sorted(self.path.glob("bad_images*.txt"))
         lines = (name for f in files for name in f.read_text().splitlines())
         return list(dict.fromkeys(lines))
@@ -86,24 +87,24 @@ class Run:
         """The trained `keras.Model`; `Classifier.load` has its labels too.
 
         Raises:
-            ValueError: if the run is not finished.
+            ValueError: if training is not finished.
         """
         return Classifier.load(self.path).model
 
     @property
     def finished(self) -> bool:
-        """Whether training is done and the trained model there."""
+        """Whether training is finished."""
         return self.model_file.exists()
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a folder that holds another run.
+        """Refuse a folder that contains another run.
 
         Args:
-            recipe: The `Recipe` that is to be trained here.
+            recipe: The `Recipe` to train here.
 
         Raises:
-            ValueError: if the recipe found differs, or files of unknown
-                origin stand where the run's would.
+            ValueError: if the folder has another recipe, or a run's files and
+                no recipe.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(
@@ -113,26 +114,26 @@ class Run:
             for path in (self.checkpoints, self.model_file, self._history_file):
                 if path.exists():
                     raise ValueError(
-                        "`workdir` must be new or hold this run; "
+                        "`workdir` must be new or contain this run; "
                         f"{self.path} has {path.name} and no "
                         f"{self._recipe_file.name}."
                     )
             return
-        found = self.recipe
+        saved = self.recipe
         different = [
-            f"{field.name} {ours!r} (found {theirs!r})"
+            f"{field.name} {getattr(recipe, field.name)!r} "
+            f"(there {getattr(saved, field.name)!r})"
             for field in dataclasses.fields(recipe)
-            if (ours := getattr(recipe, field.name))
-            != (theirs := getattr(found, field.name))
+            if getattr(recipe, field.name) != getattr(saved, field.name)
         ]
         if different:
             raise ValueError(
-                f"`workdir` must be new or hold this run; {self.path} holds "
-                f"another one: expected {', '.join(different)}."
+                "`workdir` must be new or contain this run; the recipe in "
+                f"{self.path} differs: {', '.join(different)}."
             )
 
     def check_labels(self, labels: list[str]) -> None:
-        """Refuse a data set whose classes are not those of the run.
+        """Refuse a data set with other classes.
 
         Raises:
             ValueError: if they differ in name or order.
@@ -144,7 +145,7 @@ class Run:
             )
 
     def start(self, recipe: Recipe, labels: list[str]) -> None:
-        """Write down what this run is, the first time."""
+        """Write recipe and class names, unless they are there."""
         if self._recipe_file.exists() and self._labels_file.exists():
             return
         with staged(self._recipe_file, overwrite=True) as new:
@@ -153,17 +154,17 @@ class Run:
             new.write_text("\n".join(labels) + "\n")
 
     def write_history(self, history: list[dict]) -> None:
-        """Write the history anew, without epochs that were not kept."""
+        """Replace the history."""
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))
 
     def write_bad_images(self, names: list[str], worker: str = "") -> None:
-        """Write down which images were left out, beside those of before.
+        """Add names to the list of images that were left out.
 
         Args:
-            names: Their names.
-            worker: Who met them, see `strategy.worker_name`. Defaults to
-                `""`, the chief.
+            names: Names of images; those already listed are not repeated.
+            worker: Name of this worker, see `strategy.worker_name`. Defaults
+                to `""`, the chief.
         """
         file = self.path / f"bad_images{worker and '_'}{worker}.txt"
         before = file.read_text().splitlines() if file.exists() else []
@@ -174,6 +175,7 @@ class Run:
             new.write_text("".join(f"{name}\n" for name in names))
 
     def _read(self, path):
+        """The text of a file that every run has."""
         if not path.exists():
             raise ValueError(
                 f"`model` must be the folder of a training run; {self.path} "

@@ -1,7 +1,7 @@
-"""Steps inside TensorFlow's graph: gradients, one update, sums.
+"""Compiled training and evaluation steps.
 
-Keras 3.15's own `fit` fails under multi-worker strategies (keras#20585);
-`strategy.run` with the optimizer's `apply` does not.
+Keras 3.15's `fit` fails under multi-worker strategies (keras#20585);
+`strategy.run` with the optimizer's `apply` works.
 """
 
 import keras
@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.recipe import Recipe
 
-# What `make_train_steps` adds up, in this order.
-LOSS, CORRECT, IMAGES, WAITED, STOPS = range(5)
+# The order of the sums that `make_train_steps` returns.
+LOSS, CORRECT, IMAGES, WAITED, STOP = range(5)
 
 
 def make_train_steps(
@@ -24,7 +24,7 @@ def make_train_steps(
     prepare=lambda images: images,
     time_input: bool = True,
 ):
-    """Build what trains for some steps without coming back to Python.
+    """Build a function that trains for some steps in one call.
 
     Args:
         strategy: The `tf.distribute.Strategy` that model and optimizer were
@@ -33,19 +33,17 @@ def make_train_steps(
         optimizer: A built Keras optimizer.
         recipe: A `Recipe`.
         average: The model's `MovingAverage`. Defaults to `None`.
-        prepare: What makes the model's input of a batch's images, float32,
-            such as `preprocess_input`. Defaults to taking them as they are.
+        prepare: Function from a batch of pixels, float32, to the model's
+            input, such as `preprocess_input`. Defaults to the identity.
         time_input: Whether to measure how long steps wait for images, which
-            TensorFlow refuses when operations must be deterministic. Defaults
-            to `True`.
+            TensorFlow's deterministic mode does not allow. Defaults to `True`.
 
     Returns:
         A function of a distributed iterator over images, probabilities and
-        weights (`data.training_batches`), a number of steps, and whether this
-        worker wishes to stop, 0 or 1. It updates the model and returns sums
-        over all steps and replicas, float64 `(5,)`: the images' losses, how
-        many were classified right, their weights, the seconds that this
-        worker waited for them, and the wishes to stop.
+        weights (`training_batches`), a number of steps, and this worker's stop
+        flag, 0 or 1. It updates the model and returns sums over all steps and
+        replicas, float64 `(5,)`: losses, images classified right, weights,
+        seconds that this worker waited for images, and stop flags.
     """
     replica_step = _make_replica_step(
         strategy, model, optimizer, recipe, average, prepare
@@ -55,7 +53,7 @@ def make_train_steps(
         return tf.timestamp() if time_input else tf.zeros((), tf.float64)
 
     def train_step(iterator, done, stop):
-        # One after another, or waiting would hide behind the last step.
+        # In sequence, or the wait would overlap with the last step.
         with tf.control_dependencies([done]):
             before = now()
         with tf.control_dependencies([before]):
@@ -66,14 +64,14 @@ def make_train_steps(
         with tf.control_dependencies(tf.nest.flatten(arrived)):
             waited = now() - before
         sums = strategy.run(replica_step, args=(*batch, stop))
-        loss, correct, images, stops = _summed(strategy, sums)
-        return tf.stack([loss, correct, images, waited, stops])
+        loss, correct, images, stop = _summed(strategy, sums)
+        return tf.stack([loss, correct, images, waited, stop])
 
     return _repeated(train_step)
 
 
 def _summed(strategy, values):
-    """Each replica's values added up, float64."""
+    """Sums over replicas, float64."""
     return [
         tf.cast(strategy.reduce("SUM", value, axis=None), tf.float64)
         for value in values
@@ -81,7 +79,7 @@ def _summed(strategy, values):
 
 
 def _repeated(step):
-    """Build what adds up a step's results over some steps."""
+    """Build a function that sums a step's results over some steps."""
     nothing = tf.constant(0.0, tf.float64)
 
     @tf.function
@@ -104,6 +102,7 @@ def _repeated(step):
 
 
 def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
+    """Build one replica's part of a training step."""
     variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
     scales_loss = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -122,7 +121,7 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
             )
             losses *= tf.cast(weights, losses.dtype)
             # Gradients are summed over replicas, so that each divides by the
-            # batch of all of them, not by its own share.
+            # global batch size, not by its own.
             loss = tf.reduce_sum(losses) / recipe.batch_size
             minimized = optimizer.scale_loss(loss)
         gradients = tape.gradient(minimized, [v.value for v in variables])
@@ -154,30 +153,30 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
             images, targets, weights
         )
         if recipe.global_clipnorm or scales_loss:
-            # Keras clips, and looks for numbers that are not finite, before
-            # gradients are summed; both must be of the sum.
+            # Keras clips, and checks for overflow, before gradients are summed;
+            # both must happen after.
             context = tf.distribute.get_replica_context()
             gradients = context.all_reduce("SUM", gradients)
             if recipe.global_clipnorm:
                 limit = tf.constant(recipe.global_clipnorm, gradients[0].dtype)
                 limit = optimizer.scale_loss(limit)
                 gradients, _ = tf.clip_by_global_norm(gradients, limit)
-            # The optimizer adds up the same sum of every replica.
+            # The optimizer sums over replicas once more.
             gradients = [g / replicas for g in gradients]
         optimizer.apply(gradients, variables)
         if average:
             average.update(optimizer.iterations)
-        # A tensor of each replica's own; sums are over replicas.
+        # `stop` as a tensor of this replica, which can be summed.
         return loss, correct, tf.reduce_sum(weights), tf.identity(stop)
 
     return replica_step
 
 
 def make_sync_batch_stats(strategy, model, average: MovingAverage):
-    """Build what gives every replica the mean of their moving statistics.
+    """Build a function that averages batch-norm statistics over replicas.
 
-    Each replica's batch norms see its own images. What they note is only
-    used in evaluation, so that it is enough to average it before that.
+    Without synchronisation, batch norm sees its replica's images only. Moving
+    statistics matter in evaluation only, so they are averaged just before.
 
     Args:
         strategy: The `tf.distribute.Strategy` that `model` was made under.
@@ -185,12 +184,12 @@ def make_sync_batch_stats(strategy, model, average: MovingAverage):
         average: Its `MovingAverage`.
 
     Returns:
-        A function without arguments.
+        A function without arguments or result.
     """
     variables = [v.value for v in model.non_trainable_variables]
     variables += average.averages
 
-    def share():
+    def average_statistics():
         context = tf.distribute.get_replica_context()
         for variable in variables:
             if variable.dtype.is_floating:
@@ -199,7 +198,7 @@ def make_sync_batch_stats(strategy, model, average: MovingAverage):
 
     @tf.function
     def sync_batch_stats():
-        strategy.run(share)
+        strategy.run(average_statistics)
 
     if strategy.num_replicas_in_sync == 1:
         return lambda: None
@@ -207,15 +206,15 @@ def make_sync_batch_stats(strategy, model, average: MovingAverage):
 
 
 def make_classify(model):
-    """Build what judges each image of a batch.
+    """Build a function that evaluates each image of a batch.
 
     Args:
         model: A `keras.Model` that ends in class probabilities.
 
     Returns:
-        A function of images and labels, int64 `(batch,)`, to each image's
-        loss, float32, its predicted class, int64, and whether the five most
-        probable classes have the true one, bool; each `(batch,)`.
+        A function from images and labels, int64 `(batch,)`, to losses,
+        float32, predicted classes, int64, and whether the true class is among
+        the five most probable, bool; each `(batch,)`.
     """
 
     @tf.function(reduce_retracing=True)
@@ -224,8 +223,8 @@ def make_classify(model):
         losses = keras.losses.sparse_categorical_crossentropy(
             labels, probabilities
         )
-        # Not `in_top_k`, which counts ties for the better: of a sure network,
-        # most probabilities are 0.
+        # Not `in_top_k`, which counts ties as hits: a confident network has
+        # many probabilities of 0.
         best = tf.math.top_k(probabilities, min(5, probabilities.shape[-1]))
         labels = tf.cast(labels, tf.int32)
         return (
@@ -238,7 +237,7 @@ def make_classify(model):
 
 
 def make_evaluation_steps(strategy, model):
-    """Build what evaluates for some steps without coming back to Python.
+    """Build a function that evaluates for some steps in one call.
 
     Args:
         strategy: The `tf.distribute.Strategy` that `model` was made under.
@@ -246,14 +245,14 @@ def make_evaluation_steps(strategy, model):
 
     Returns:
         A function of a distributed iterator over images, labels and weights
-        (`data.evaluation_batches`) and a number of steps. It returns sums
-        over steps and replicas, float64 `(4,)`: losses, images classified
-        right, weights, and images, with those that could not be decoded.
+        (`evaluation_batches`) and a number of steps. It returns sums over
+        steps and replicas, float64 `(4,)`: losses, images classified right,
+        weights, and images, including those that could not be decoded.
     """
     classify = make_classify(model)
 
     def replica_step(images, labels, weights):
-        there = tf.cast(labels >= 0, tf.float32)  # others fill the batch
+        is_image = tf.cast(labels >= 0, tf.float32)  # else padding
         losses, predictions, _ = classify(images, tf.maximum(labels, 0))
         right = tf.cast(predictions == labels, tf.float32)
         losses = tf.cast(losses, tf.float32)
@@ -261,7 +260,7 @@ def make_evaluation_steps(strategy, model):
             tf.reduce_sum(weights * losses),
             tf.reduce_sum(weights * right),
             tf.reduce_sum(weights),
-            tf.reduce_sum(there),
+            tf.reduce_sum(is_image),
         )
 
     def evaluation_step(iterator, done):

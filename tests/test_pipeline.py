@@ -1,4 +1,4 @@
-"""Data sets: the digits through TFDS, and folders of images by class."""
+"""Input pipelines: batches for training and evaluation."""
 
 import dataclasses
 
@@ -16,10 +16,12 @@ from keras_resnext.training import pipeline
 from keras_resnext.training.pipeline import InputShard
 from keras_resnext.training.recipe import RECIPES
 from keras_resnext.training.recipe import Recipe
+from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 from keras_resnext.transforms import preprocess_input
 
 RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
+TRANSFORM = EvalTransform.from_crop_pct(8)
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +55,19 @@ def collect(batches):
     return images[weights > 0], labels[weights > 0]
 
 
-def test_digits_are_scikit_learns(digits):
-    """Every scan once, in one of the two splits, and none changed."""
-    expected = load_digits()
-    seen = []
-    for split in ("train", "test"):
-        for image, label in tfds.load(
-            "digits", split=split, as_supervised=True
-        ).as_numpy_iterator():
-            seen.append((*(image[..., 0] / 255 * 16).round().ravel(), label))
-    known = np.column_stack([expected.data, expected.target])
-    assert sorted(seen) == sorted(map(tuple, known))
-    assert digits.num_examples("train") == 1437
-    assert digits.num_examples("test") == 360
-
-
 def test_digits_are_split_by_class(digits):
-    _, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+    _, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     counts = np.bincount(labels)
     share = np.bincount(load_digits().target) * 0.2
     assert np.all(np.abs(counts - share) < 1)
 
 
-def test_held_out_images_come_once_in_order_for_the_network(digits):
-    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+def test_evaluated_images_come_once_in_order_for_the_network(digits):
+    images, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     assert images.shape == (360, 8, 8, 3)
     raw = list(
         tfds.load(
@@ -161,65 +152,6 @@ def test_seeds_and_epochs_do_not_repeat_each_other(digits):
     assert np.any(first != second)
 
 
-def test_names_and_folders_are_told_apart(folder, monkeypatch):
-    (folder / "digits").mkdir()
-    monkeypatch.chdir(folder)
-    assert datasets.locate("digits") == "digits"
-    assert datasets.locate("./digits") == str(folder / "digits")
-    assert datasets.locate(".") == str(folder)
-    assert datasets.locate("no such name") == "no such name"
-
-
-def test_one_class_is_none(tmp_path):
-    place = tmp_path / "train" / "only"
-    place.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(place / "0.png")
-    with pytest.raises(ValueError, match="two classes or more; .* has only"):
-        datasets.open_dataset(str(tmp_path))
-
-
-def test_folder_of_images_by_class(folder):
-    found = datasets.open_dataset(str(folder))
-    found.prepare()
-    assert found.labels == ["dark", "grey", "light"]
-    assert found.val_split == "val"
-    assert found.num_examples("train") == 12
-    batches = found.pixels("val", 16).batch(6)
-    ((images, labels),) = batches.as_numpy_iterator()
-    assert images.shape == (6, 16, 16, 3)
-    np.testing.assert_allclose(
-        images[..., 0].mean(axis=(1, 2)),
-        np.array([50, 120, 220])[labels],
-        atol=1e-3,
-    )
-
-
-def test_unknown_data_sets_are_refused(tmp_path):
-    for name in ("digitz", str(tmp_path / "nowhere")):
-        with pytest.raises(
-            ValueError, match="`dataset` must be a folder .*got"
-        ):
-            datasets.open_dataset(name)
-    with pytest.raises(ValueError, match="found no image two folders below"):
-        datasets.open_dataset(str(tmp_path))
-    with pytest.raises(ValueError, match="image and label .*; glue has"):
-        datasets.open_dataset("glue")
-
-
-def test_unknown_splits_are_refused(digits, folder):
-    with pytest.raises(
-        ValueError, match="`split` must be .*train.*; got 'dev'"
-    ):
-        digits.pixels("dev", 8)
-    only = folder / "only"
-    only.mkdir()
-    (folder / "train").rename(only / "train")
-    with pytest.raises(
-        ValueError, match="images in one of the splits .*has train"
-    ):
-        _ = datasets.open_dataset(str(only)).val_split
-
-
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_an_epoch_goes_on_at_any_step(name, digits, request):
     found, recipe = digits, dataclasses.replace(RECIPE, crop_padding=2)
@@ -261,12 +193,14 @@ def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (3, 1), (4, 2)])
 def test_every_image_is_evaluated_once(replicas, pipelines, digits):
-    images, labels = collect(pipeline.evaluation_batches(digits, "test", 8, 50))
+    images, labels = collect(
+        pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)
+    )
     shares = [
         pipeline.evaluation_batches(
             digits,
             "test",
-            8,
+            TRANSFORM,
             50,
             shard=InputShard(replicas, pipelines, number),
         )
@@ -291,7 +225,7 @@ def test_bad_images_are_named_and_left_out(folder):
     (folder / "val" / "dark" / "0.png").write_text("no image")
     found = datasets.open_dataset(str(folder))
     recipe = dataclasses.replace(RECIPE, batch_size=4)
-    bad = pipeline.BadImages(skip=True)
+    bad = pipeline.BadImages("skip")
     images, labels = collect(
         pipeline.training_batches(found, recipe, 0, bad=bad)
     )
@@ -312,7 +246,7 @@ def test_bad_images_are_named_and_left_out(folder):
 
     bad = pipeline.BadImages()
     _, labels = collect(
-        pipeline.evaluation_batches(found, "val", 8, 4, bad=bad)
+        pipeline.evaluation_batches(found, "val", TRANSFORM, 4, bad=bad)
     )
     assert len(labels) == 5
     with pytest.raises(ValueError, match="cannot decode .*val/dark/0.png"):

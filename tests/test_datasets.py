@@ -1,0 +1,105 @@
+"""Data sets: the digits through TFDS, and folders of images by class."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from keras_resnext.training import datasets
+from keras_resnext.transforms import EvalTransform
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = datasets.open_dataset("digits")
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of flat colour, sizes of their own, and a stray file."""
+    for split, count in (("train", 4), ("val", 2)):
+        for shade, name in ((50, "dark"), (120, "grey"), (220, "light")):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                size = (20 + 5 * i, 30)
+                Image.new("RGB", size, (shade, 0, i)).save(place / f"{i}.png")
+            (place / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_digits_are_scikit_learns(digits):
+    """Every scan once, in one of the two splits, and none changed."""
+    expected = load_digits()
+    seen = []
+    for split in ("train", "test"):
+        for image, label in tfds.load(
+            "digits", split=split, as_supervised=True
+        ).as_numpy_iterator():
+            seen.append((*(image[..., 0] / 255 * 16).round().ravel(), label))
+    known = np.column_stack([expected.data, expected.target])
+    assert sorted(seen) == sorted(map(tuple, known))
+    assert digits.num_examples("train") == 1437
+    assert digits.num_examples("test") == 360
+
+
+def test_names_and_folders_are_told_apart(folder, monkeypatch):
+    (folder / "digits").mkdir()
+    monkeypatch.chdir(folder)
+    assert datasets.locate("digits") == "digits"
+    assert datasets.locate("./digits") == str(folder / "digits")
+    assert datasets.locate(".") == str(folder)
+    assert datasets.locate("no such name") == "no such name"
+
+
+def test_one_class_is_none(tmp_path):
+    place = tmp_path / "train" / "only"
+    place.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(place / "0.png")
+    with pytest.raises(ValueError, match="two classes or more; .* has only"):
+        datasets.open_dataset(str(tmp_path))
+
+
+def test_folder_of_images_by_class(folder):
+    found = datasets.open_dataset(str(folder))
+    found.prepare()
+    assert found.labels == ["dark", "grey", "light"]
+    assert found.val_split == "val"
+    assert found.num_examples("train") == 12
+    batches = found.pixels("val", EvalTransform.from_crop_pct(16)).batch(6)
+    ((images, labels),) = batches.as_numpy_iterator()
+    assert images.shape == (6, 16, 16, 3)
+    np.testing.assert_allclose(
+        images[..., 0].mean(axis=(1, 2)),
+        np.array([50, 120, 220])[labels],
+        atol=1e-3,
+    )
+
+
+def test_unknown_data_sets_are_refused(tmp_path):
+    for name in ("digitz", str(tmp_path / "nowhere")):
+        with pytest.raises(
+            ValueError, match="`dataset` must be a folder .*got"
+        ):
+            datasets.open_dataset(name)
+    with pytest.raises(ValueError, match="there is no image two folders below"):
+        datasets.open_dataset(str(tmp_path))
+    with pytest.raises(ValueError, match="image and label .*; glue has"):
+        datasets.open_dataset("glue")
+
+
+def test_unknown_splits_are_refused(digits, folder):
+    with pytest.raises(
+        ValueError, match="`split` must be .*train.*; got 'dev'"
+    ):
+        digits.pixels("dev", EvalTransform.from_crop_pct(8))
+    only = folder / "only"
+    only.mkdir()
+    (folder / "train").rename(only / "train")
+    with pytest.raises(
+        ValueError, match="images in one of the splits .*has train"
+    ):
+        _ = datasets.open_dataset(str(only)).val_split
