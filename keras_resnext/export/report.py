@@ -26,7 +26,6 @@ from keras_resnext.export.session import check_path
 from keras_resnext.export.tflite import to_tflite
 from keras_resnext.export.verify import LIMITS
 from keras_resnext.export.verify import Agreement
-from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import require_runtime
@@ -246,7 +245,7 @@ def plan_files(
 
 
 def export_files(
-    model: keras.Model | Classifier,
+    model: keras.Model | Classifier | Session,
     plan: Plan,
     *,
     images: np.ndarray | None = None,
@@ -262,7 +261,7 @@ def export_files(
     written; the others are.
 
     Args:
-        model: A `keras.Model` or `Classifier`, see the exporters.
+        model: A `keras.Model`, `Classifier` or `Session`, see `to_tflite`.
         plan: The `Plan` of `plan_files`.
         images: Pixels to compare on, `(images, height, width, channels)`.
             Defaults to eight images of noise.
@@ -288,31 +287,16 @@ def export_files(
     >>> export_files(model, plan).files[1].latency_ms
     41.3
     """
-    session = Session(model, labels=labels, transform=transform, images=images)
+    session = Session.of(model, "imagenet", labels, transform, images)
     if any(quantize == "int8" for _, quantize in plan.files):
         session.check_quantization("int8", calibration, ("int8",))
     if not session.classifies:
         classes = None
     files = []
     for (format, quantize), name in plan.files.items():
-        path = plan.folder / name
-        on_file(path)
-        options = plan.options(format, quantize)
-        if quantize == "int8":
-            options["calibration"] = calibration
-        try:
-            artifact = _EXPORTERS[format](session, path, **options)
-            cost = run_alone(format, path, session.images, plan.threads)
-            result = _describe(artifact, classes) | cost | {"passed": True}
-        except ExportError as error:
-            result = _describe(error.artifact, classes) | {
-                "passed": False,
-                "error": str(error),
-            }
+        on_file(plan.folder / name)
         files.append(
-            FileReport(
-                format=format, quantize=quantize, path=str(path), **result
-            )
+            _export_file(session, plan, format, quantize, calibration, classes)
         )
     report = Report(
         model=session.model.name,
@@ -323,6 +307,37 @@ def export_files(
     )
     _save(report, plan)
     return report
+
+
+def _export_file(session, plan, format, quantize, calibration, classes):
+    """Write, verify and measure one file of a plan."""
+    path = plan.folder / plan.files[format, quantize]
+    options = plan.options(format, quantize)
+    if quantize == "int8":
+        options["calibration"] = calibration
+    error, cost, measured = None, {}, {}
+    try:
+        artifact = _EXPORTERS[format](session, path, **options)
+        cost = run_alone(format, path, session.images, plan.threads)
+    except ExportError as refusal:
+        error, artifact = str(refusal), refusal.artifact
+    if artifact is not None:
+        measured = {
+            "bytes": artifact.size,
+            "agreement": artifact.agreement,
+            "limits": artifact.limits,
+            "accuracy": _accuracy(artifact, classes),
+            "layer_errors": artifact.layer_errors,
+        }
+    return FileReport(
+        format=format,
+        quantize=quantize,
+        path=str(path),
+        passed=error is None,
+        error=error,
+        **measured,
+        **cost,
+    )
 
 
 def _file_names(formats, quantizations):
@@ -362,19 +377,6 @@ def _check_paths(plan):
     for name, format in (formats | {_REPORT: "json", _PICTURE: "png"}).items():
         check_path(plan.folder / name, format)
         check_free(plan.folder / name, overwrite=plan.overwrite)
-
-
-def _describe(artifact: Artifact | None, classes) -> dict:
-    """Arguments of a `FileReport` from a file that was compared."""
-    if artifact is None:
-        return {}
-    return {
-        "bytes": artifact.size,
-        "agreement": artifact.agreement,
-        "limits": artifact.limits,
-        "accuracy": _accuracy(artifact, classes),
-        "layer_errors": artifact.layer_errors,
-    }
 
 
 def _accuracy(side, classes):
