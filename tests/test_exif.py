@@ -19,6 +19,8 @@ from keras_resnext.training import evaluate
 from keras_resnext.transforms import EvalTransform
 from tests.conftest import randomize
 
+pytestmark = pytest.mark.integration
+
 LABELS = ["bird", "cat", "dog"]
 CLASSIFY = pathlib.Path(__file__).parents[1] / "export/mobile/classify.py"
 

@@ -94,6 +94,7 @@ def test_branches_export_too(name, branches_model, pixels, tmp_path):
     )
 
 
+@pytest.mark.integration
 @every_format
 def test_bare_network_and_own_preprocessing(
     name, small_model, pixels, tmp_path
@@ -157,6 +158,7 @@ def test_failed_check_leaves_no_file(name, small_model, pixels, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 @every_format
 def test_failed_check_keeps_what_was_there(
     name, small_model, pixels, tmp_path, request
@@ -179,6 +181,7 @@ def test_failed_check_keeps_what_was_there(
     assert files() == before
 
 
+@pytest.mark.integration
 @every_format
 def test_overwriting_replaces_its_own_kind_only(name, small_model, tmp_path):
     path = tmp_path / "run"
@@ -222,6 +225,7 @@ def test_bad_arguments(name, small_model, tmp_path):
     refused("one image input of fixed size", model=any_size)
 
 
+@pytest.mark.integration
 def test_saved_model_needs_tensorflow_alone(small_model, pixels, tmp_path):
     """In a process that can import neither Keras nor this package."""
     export.to_saved_model(small_model, tmp_path / "m", labels=LABELS)
@@ -358,6 +362,7 @@ def test_every_output_has_its_own_name(small_model):
         assert len(names) == len(model.outputs)
 
 
+@pytest.mark.integration
 @every_format
 def test_outputs_of_a_model_inside(name, small_model, pixels, tmp_path):
     inputs = keras.Input((16, 16, 3))
@@ -395,6 +400,7 @@ def test_what_outputs_mean(small_model):
             export.Session(keras.Model(inputs, wrong))
 
 
+@pytest.mark.integration
 @every_format
 def test_layers_that_fold_and_forms_do_not_know(name, pixels, tmp_path):
     """Keras' own grouped convolution, what adapts, and what has no config."""
@@ -451,6 +457,7 @@ def swapped(images):
 
 
 # With fixed ranges the noise in an untrained network is as loud as colours.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("quantize", "wrong"),
     [("dynamic", blind), ("dynamic", swapped), ("int8", blind)],
@@ -713,6 +720,7 @@ def crops():
     return np.stack(crops).astype("float32")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 def test_onnx_has_nothing_to_spare(data_format, crops, tmp_path):
     """One Conv a convolution; padding is theirs; images are turned once."""
@@ -739,6 +747,7 @@ def test_onnx_has_nothing_to_spare(data_format, crops, tmp_path):
     assert shape == ["batch", *sides]
 
 
+@pytest.mark.integration
 @every_format
 def test_several_feature_maps(name, crops, tmp_path):
     model = keras_resnext.feature_pyramid(imagenet_model())
@@ -751,6 +760,7 @@ def test_several_feature_maps(name, crops, tmp_path):
         np.testing.assert_allclose(values, wanted, atol=1e-5 * scale)
 
 
+@pytest.mark.integration
 @every_format
 def test_fine_tuned_models_inside_others(name, crops, tmp_path):
     body = imagenet_model(include_top=False, pooling="avg")
@@ -797,6 +807,7 @@ def test_preprocessing_that_was_adapted(name, small_model, pixels, tmp_path):
     np.testing.assert_allclose(artifact.scores, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.integration
 @every_format
 def test_networks_that_are_sure_of_everything(name, crops, tmp_path):
     """Their probabilities are below what float32 can hold."""
@@ -808,6 +819,7 @@ def test_networks_that_are_sure_of_everything(name, crops, tmp_path):
     assert artifact.agreement.top1_agreement == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_quantized_tflite(quantize, crops, tmp_path):
     model = imagenet_model()
@@ -904,6 +916,7 @@ def test_errors_of_layers_that_are_not_ours(crops, tmp_path):
     assert all(0 < error.weights < 0.05 for error in artifact.layer_errors)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "dynamic"])
 def test_tflite_of_bytes(quantize, crops, tmp_path):
     model = imagenet_model()
@@ -924,6 +937,7 @@ def test_tflite_of_bytes(quantize, crops, tmp_path):
     assert image["dtype"] == np.uint8
 
 
+@pytest.mark.integration
 def test_tflite_weights_are_aligned(crops, tmp_path):
     for quantize, calibration in ((None, None), ("int8", crops[:4])):
         path = tmp_path / f"{quantize}.tflite"
@@ -1013,6 +1027,7 @@ def test_quantized_onnx_cannot_saturate(tmp_path):
     assert 2 * 255 * max(weights) < 2**15
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "float16", "dynamic", "int8"])
 def test_openvino_reads_tflite(quantize, crops, tmp_path):
     """It looks at an operator's old number only, which has eight bits."""
@@ -1039,6 +1054,7 @@ def test_openvino_reads_tflite(quantize, crops, tmp_path):
     assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > least
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_opencv_reads_onnx(quantize, small_model, pixels, tmp_path):
     cv2 = pytest.importorskip(
@@ -1208,6 +1224,7 @@ def test_published_networks(name, tmp_path):
         assert quantized.size < share * 4 * count
 
 
+@pytest.mark.integration
 def test_small_outputs_are_held_to_their_own_scale(
     crops, tmp_path, monkeypatch
 ):
@@ -1240,6 +1257,7 @@ def test_small_outputs_are_held_to_their_own_scale(
             export.to_onnx(model, tmp_path / "wrong", images=crops[:4])
 
 
+@pytest.mark.integration
 @every_format
 def test_heads_that_were_used_before(name, crops, tmp_path):
     """On other inputs, which the layer remembers first."""

@@ -49,6 +49,7 @@ def assert_same_function(one, other, training=False):
         assert error < 10 * np.sqrt(1000) * 2**-24
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("target", list(TRANSFORMS))
 @pytest.mark.parametrize("source", list(TRANSFORMS))
@@ -387,6 +388,7 @@ def test_what_cannot_be_folded_is_named():
     refused(norm(conv(inputs)), "channels-last .* first_bn reads f")
 
 
+@pytest.mark.integration
 def test_stock_file_opens_without_this_package(tmp_path):
     model = make()
     to_stock_layers(model).save(tmp_path / "plain.keras")

@@ -121,6 +121,7 @@ def test_the_kit_works_as_it_is_copied():
     assert result.stdout.splitlines()[1].split()[0] == "7"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_runs_quantised_files(classify, model, tmp_path, png, quantize):
     path = tmp_path / "model.tflite"

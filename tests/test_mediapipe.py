@@ -18,6 +18,8 @@ from keras_resnext.export import to_tflite
 from keras_resnext.export.metadata import image_classifier_metadata
 from tests.conftest import randomize
 
+pytestmark = pytest.mark.integration
+
 PYTHON = pathlib.Path(__file__).parents[1] / ".venv-mediapipe/bin/python"
 LABELS = [f"class {i}" for i in range(7)]
 CLASSIFY = """

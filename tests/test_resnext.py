@@ -98,6 +98,7 @@ def test_a_fifth_stage_is_dilated():
     assert model.get_layer("conv6_block1_2_conv").strides == (1, 1)
 
 
+@pytest.mark.integration
 def test_trainable_parameters_of_a_model():
     model = build("resnext50")
     assert trainable(model) == 25_028_904
@@ -304,6 +305,7 @@ def test_weights_file_round_trip(tmp_path, small_model):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.integration
 def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
     """In either order of imports, though the package imports nothing heavy."""
     path = tmp_path / "small.keras"
@@ -313,6 +315,7 @@ def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.integration
 def test_other_backends_without_tensorflow(tmp_path, small_model):
     """The same outputs on JAX, in a process that cannot import TensorFlow."""
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
@@ -442,6 +445,7 @@ def test_every_named_model_is_frozen():
     assert {path.stem for path in Path(GOLDEN).glob("*.json")} == set(VARIANTS)
 
 
+@pytest.mark.integration
 def test_feature_pyramid():
     model = build("resnext50_2x4d", input_shape=(64, 96, 3))
     maps = keras_resnext.feature_pyramid(model)
@@ -489,6 +493,7 @@ def test_feature_pyramid_is_a_model_like_others(rewrite, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride_keeps_the_weights_and_the_grid(output_stride):
     """Subsampled, a dilated network computes what the strided one does.

@@ -141,6 +141,7 @@ def test_as_pillow(shape, resize_size, size, corner, interpolation):
     np.testing.assert_allclose(transform(image), expected, atol=2e-6)
 
 
+@pytest.mark.integration
 @images
 @interpolations
 @sizes
@@ -169,6 +170,7 @@ def test_as_torchvision(image, resize_size, image_size, interpolation):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.integration
 @interpolations
 @pytest.mark.parametrize("crop_pct", [0.875, 0.95, 224 / 235, 1.0])
 def test_as_timm(crop_pct, interpolation):
