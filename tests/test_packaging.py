@@ -87,7 +87,10 @@ def test_builders_and_exporters_document_every_argument():
     ):
         text = inspect.getdoc(function)
         for name in inspect.signature(function).parameters:
-            assert re.search(rf"^    {name}: ", text, re.M), (function, name)
+            assert re.search(rf"^    (\*\*)?{name}: ", text, re.M), (
+                function,
+                name,
+            )
 
 
 def test_version_is_the_installed_one():

@@ -192,8 +192,6 @@ def _read_images(classifier, data, count, calibration_count):
 
 def _print_report(report):
     """Size, agreement with Keras and cost of each file, and where it is."""
-    from keras_resnext.export.verify import describe_limits
-
     rows = table(
         "file",
         *("size (MB)", "largest", "mean", "top-1", "accuracy"),
@@ -223,7 +221,7 @@ def _print_report(report):
     console.print(rows)
     for file in report.files:
         if file.passed:
-            limits = describe_limits(file.limits)
+            limits = file.limits.describe()
             console.print(f"Wrote {escape(file.path)} ({limits}).")
 
 

@@ -369,7 +369,10 @@ class _Training:
     def _write_model(self, path):
         """Write the model with its labels and transform, if chief."""
         if self.writes:
-            self.final_model.set_weights(self.model.get_weights())
+            # By layer: with stochastic depth the trained model has seeds too.
+            for layer in self.final_model.layers:
+                trained = self.model.get_layer(layer.name)
+                layer.set_weights(trained.get_weights())
             Classifier(
                 self.final_model, self.data.labels, self.recipe.eval_transform
             ).save(path, overwrite=True)
