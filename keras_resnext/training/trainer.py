@@ -371,8 +371,9 @@ class _Training:
         if self.writes:
             # By layer: with stochastic depth the trained model has seeds too.
             for layer in self.final_model.layers:
-                trained = self.model.get_layer(layer.name)
-                layer.set_weights(trained.get_weights())
+                if layer.weights:
+                    trained = self.model.get_layer(layer.name)
+                    layer.set_weights(trained.get_weights())
             Classifier(
                 self.final_model, self.data.labels, self.recipe.eval_transform
             ).save(path, overwrite=True)
