@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow peers mediapipe bench study lint golden lock clean
+.PHONY: help demo test test-all test-slow peers mediapipe bench study lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,10 +21,13 @@ demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 	$(BIN)/keras-resnext evaluate runs/demo --at-least 0.97
 	$(BIN)/keras-resnext export runs/demo --overwrite
 
-test: lint  ## Lint, check the import contract, run the tests
+test: lint  ## Lint, import contract and quick tests, 6 minutes at most
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/dev.installed  ## Only the tests that `make test` leaves out
+test-all: test peers mediapipe  ## Also processes, all networks, other libraries
+	$(BIN)/python -m pytest -m "integration and not slow"
+
+test-slow: $(VENV)/peers.installed  ## Only the tests of minutes or gigabytes
 	$(BIN)/python -m pytest -m slow
 
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with

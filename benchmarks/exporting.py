@@ -1,9 +1,9 @@
-"""How long exporting takes and what it needs, beside Keras' own `export`.
+"""Time and memory of exporting, beside Keras' own `export`.
 
 Each export is timed in a process of its own, from a built network to the file
-in its place; ours with the check against Keras. `python -m
-benchmarks.exporting NAME` is such a process. Keras exports the same network
-made of its own layers.
+in its place; ours includes the verification against Keras. `python -m
+benchmarks.exporting NAME FOLDER` is such a process. Keras exports the same
+network made of its own layers.
 """
 
 import functools
@@ -28,7 +28,7 @@ MEMORY = 2.5e9
 
 
 def export_once(name, folder):
-    """Export ResNeXt-50, after its weights were made; seconds and bytes."""
+    """Export ResNeXt-50; the seconds, peak memory and size of that."""
     import keras
     import numpy as np
 
@@ -71,14 +71,14 @@ def export_once(name, folder):
 
 
 def measure_exporting(job: Job, log=print) -> dict:
-    """Time every export in turns, and then the TFLite files.
+    """Time all exports in turns, then the TFLite files.
 
     Args:
-        job: Its threads are those of the files' latency.
-        log: Called with lines on the way.
+        job: Has the number of threads for the files' latency.
+        log: Called with lines of progress.
 
     Returns:
-        Records for the results' file.
+        Records for the results file.
     """
     names = (*OURS, "keras onnx", "keras litert")
     seconds, peaks = {name: [] for name in names}, dict.fromkeys(names, 0)
@@ -88,13 +88,13 @@ def measure_exporting(job: Job, log=print) -> dict:
             for name in names[:: 1 if number % 2 else -1]:
                 folder = pathlib.Path(root, str(number))
                 folder.mkdir(exist_ok=True)
-                found = _in_process(name, folder)
-                seconds[name].append(found["seconds"])
-                peaks[name] = max(peaks[name], found["peak"])
-                sizes[name] = found["bytes"]
+                measured = _in_process(name, folder)
+                seconds[name].append(measured["seconds"])
+                peaks[name] = max(peaks[name], measured["peak"])
+                sizes[name] = measured["bytes"]
                 log(
-                    f"{name}: {found['seconds']:.1f} s, "
-                    f"{found['peak'] / 1e6:.0f} MB"
+                    f"{name}: {measured['seconds']:.1f} s, "
+                    f"{measured['peak'] / 1e6:.0f} MB"
                 )
         files = _run_files(pathlib.Path(root, "0"), job.threads)
     results = {
@@ -103,8 +103,8 @@ def measure_exporting(job: Job, log=print) -> dict:
             for name in names
         },
         "files": {
-            name: {"bytes": sizes[name], **found}
-            for name, found in files.items()
+            name: {"bytes": sizes[name], **measured}
+            for name, measured in files.items()
         },
     }
     results["claims"] = list(claims(results))
@@ -119,13 +119,13 @@ def measure_exporting(job: Job, log=print) -> dict:
 
 
 def claims(results: dict) -> Iterator[dict]:
-    """What is claimed of the measurements, and whether it holds.
+    """The claims about the measurements, and whether they hold.
 
     Args:
-        results: Of `measure_exporting`.
+        results: What `measure_exporting` returns.
 
     Yields:
-        Dicts of the claim, its ratio, the most it may be, and `holds`.
+        Dicts of the claim, its ratio, the maximum, and `holds`.
     """
     exports, files = results["exports"], results["files"]
 
@@ -165,7 +165,7 @@ def _in_process(name, folder):
 
 
 def _run_files(folder, threads):
-    """The TFLite files' latency, in turns within this process, and memory."""
+    """Latency of the TFLite files, in turns in this process, and memory."""
     import numpy as np
 
     from keras_resnext.export.report import run_alone

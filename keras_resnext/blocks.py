@@ -1,12 +1,11 @@
-"""The bottleneck, and the three spellings of its aggregated transform.
+"""The bottleneck block, and the three forms of its aggregated transform.
 
     y = x + T_1(x) + ... + T_C(x)           (paper, equation 2)
 
-Each T is 1x1 - 3x3 - 1x1 with its own weights. `branches` spells the sum out,
-`concatenated` lets the paths meet before the last 1x1, and `grouped` folds
-them into one grouped convolution; section 3.3 of the paper shows that they
-are the same function. They stand side by side with the same skeleton, so that
-their difference is the explanation.
+Each T is 1x1 - 3x3 - 1x1 with its own weights. `branches` computes the sum as
+written, `concatenated` joins the paths before the last 1x1, and `grouped`
+computes them in one grouped convolution; section 3.3 of the paper shows that
+they are the same function. `keras_resnext.names` has the layers' names.
 """
 
 import keras
@@ -15,8 +14,8 @@ from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
 from keras_resnext.names import path_suffix
 
-# torch's batch norm, which all published weights were trained with: its
-# momentum of 0.1 weighs the new value, Keras' 0.9 the old one.
+# As in torch, where all published weights were trained; its momentum of 0.1
+# weights the new value, Keras' 0.9 the old one.
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 
@@ -36,8 +35,8 @@ def bottleneck(
 ):
     """One residual block: `relu(shortcut(x) + transform(x))`.
 
-    The shortcut is the input itself where shapes agree and a strided 1x1
-    projection where they do not (type B).
+    The shortcut is the input itself if shapes agree, else a strided 1x1
+    projection (type B).
 
     Args:
         x: Tensor `(batch, height, width, channels)`, in the order of
@@ -48,11 +47,11 @@ def bottleneck(
         filters: Channels of the output.
         stride: Stride of the 3x3 convolution and of the projection.
         name: Prefix of the layer names, such as `"conv2_block1"`.
-        dilation: Of the 3x3 convolution, in pixels; above 1 the stride must
-            be 1. Defaults to 1.
+        dilation: Dilation of the 3x3 convolution, in pixels; above 1 the
+            stride must be 1. Defaults to 1.
         residual: Whether there is a shortcut. Defaults to `True`.
-        drop_path_rate: Probability that training leaves an image's transform
-            out (stochastic depth, arXiv 1603.09382). Defaults to 0.
+        drop_path_rate: Probability that training skips the transform of an
+            image (stochastic depth, arXiv 1603.09382). Defaults to 0.
 
     Returns:
         Tensor `(batch, height / stride, width / stride, filters)`.
@@ -74,7 +73,7 @@ def bottleneck(
         shortcut = batch_norm(shortcut, name=f"{name}_0_bn")
     x = transform(x, cardinality, width, filters, stride, dilation, name)
     if residual and drop_path_rate:
-        # One draw an image, the same for all pixels and channels.
+        # One draw per image, the same for all pixels and channels.
         x = keras.layers.Dropout(
             drop_path_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop"
         )(x)
@@ -84,49 +83,26 @@ def bottleneck(
 
 
 def grouped(x, cardinality, width, filters, stride, dilation, name):
-    """Fig. 3(c): all paths at once, kept apart by a grouped 3x3.
+    """Fig. 3(c): all paths at once, kept apart by a grouped 3x3 convolution.
 
-    The fastest form, and the one to train and to deploy.
+    The fastest form, for training and deployment.
     """
     total = cardinality * width
-    x = convolution(x, total, 1, name=f"{name}_1_conv")
-    x = batch_norm_relu(x, name=f"{name}_1")
-    x = convolution(
-        x,
-        total,
-        3,
-        stride,
-        dilation=dilation,
-        groups=cardinality,
-        name=f"{name}_2_conv",
+    x = _two_convolutions(
+        x, total, stride, dilation, name, groups=cardinality, total=total
     )
-    x = batch_norm_relu(x, name=f"{name}_2")
     x = convolution(x, filters, 1, name=f"{name}_3_conv")
     return batch_norm(x, name=f"{name}_3_bn")
 
 
 def concatenated(x, cardinality, width, filters, stride, dilation, name):
-    """Fig. 3(b): one path after another, joined before the last 1x1.
+    """Fig. 3(b): separate paths, concatenated before the last 1x1.
 
-    For reading, and for runtimes that know no grouped convolution: ResNeXt-50
+    For reading, and for runtimes without grouped convolution. ResNeXt-50
     takes 1.7 to 2.1 times as long as grouped (224x224, batches of 8 and 1, in
     a graph on 2 AVX-512 cores) and 14 seconds to build.
     """
-    total = cardinality * width
-    paths = []
-    for path in map(path_suffix, range(1, cardinality + 1)):
-        y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
-        y = batch_norm_relu(y, name=f"{name}_1", path=path)
-        y = convolution(
-            y,
-            width,
-            3,
-            stride,
-            dilation=dilation,
-            name=f"{name}_2_conv{path}",
-            of=total,
-        )
-        paths.append(batch_norm_relu(y, name=f"{name}_2", path=path))
+    paths = list(_paths(x, cardinality, width, stride, dilation, name))
     x = paths[0]
     if cardinality > 1:
         x = keras.layers.Concatenate(
@@ -137,32 +113,50 @@ def concatenated(x, cardinality, width, filters, stride, dilation, name):
 
 
 def branches(x, cardinality, width, filters, stride, dilation, name):
-    """Fig. 3(a): one path after another, each with a 1x1 of its own, summed.
+    """Fig. 3(a): separate paths, each with its own last 1x1, summed.
 
     For reading: equation 2 as it stands. ResNeXt-50 takes 2.7 to 3.2 times as
     long as grouped, measured as for `concatenated`. Batch norm follows the
     first two convolutions of each path, and the sum.
     """
-    total = cardinality * width
-    paths = []
-    for path in map(path_suffix, range(1, cardinality + 1)):
-        y = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
-        y = batch_norm_relu(y, name=f"{name}_1", path=path)
-        y = convolution(
-            y,
-            width,
-            3,
-            stride,
-            dilation=dilation,
-            name=f"{name}_2_conv{path}",
-            of=total,
+    paths = [
+        convolution(y, filters, 1, name=f"{name}_3_conv{path_suffix(i)}")
+        for i, y in enumerate(
+            _paths(x, cardinality, width, stride, dilation, name), start=1
         )
-        y = batch_norm_relu(y, name=f"{name}_2", path=path)
-        paths.append(convolution(y, filters, 1, name=f"{name}_3_conv{path}"))
+    ]
     x = paths[0]
     if cardinality > 1:
         x = keras.layers.Add(name=f"{name}_3_sum")(paths)
     return batch_norm(x, name=f"{name}_3_bn")
+
+
+def _paths(x, cardinality, width, stride, dilation, name):
+    """The first two convolutions of each path, one path after another."""
+    total = cardinality * width
+    for i in range(1, cardinality + 1):
+        yield _two_convolutions(
+            x, width, stride, dilation, name, path_suffix(i), total=total
+        )
+
+
+def _two_convolutions(
+    x, width, stride, dilation, name, path="", *, groups=1, total
+):
+    """1x1 and 3x3 convolutions, each with batch norm and ReLU."""
+    x = convolution(x, width, 1, name=f"{name}_1_conv{path}", of=total)
+    x = batch_norm_relu(x, name=f"{name}_1", path=path)
+    x = convolution(
+        x,
+        width,
+        3,
+        stride,
+        dilation=dilation,
+        groups=groups,
+        name=f"{name}_2_conv{path}",
+        of=total,
+    )
+    return batch_norm_relu(x, name=f"{name}_2", path=path)
 
 
 TRANSFORMS = {
@@ -183,7 +177,7 @@ def convolution(
     name,
     of=None,
 ):
-    """A convolution without bias, padded evenly on all sides.
+    """A convolution without bias, padded equally on all sides.
 
     Args:
         x: Tensor `(batch, height, width, channels)`.
@@ -193,24 +187,23 @@ def convolution(
         dilation: Distance of the kernel's taps, in pixels; above 1 the stride
             must be 1. Defaults to 1.
         groups: Defaults to 1.
-        name: Name of the layer. A padding layer before it is called the same
-            with `_pad` for `_conv`.
-        of: Channels of all paths together when this is one path of several,
-            so that every form starts from the same distribution. Defaults to
-            `filters`.
+        name: Name of the layer, with `_conv`; a padding layer before it has
+            `_pad` instead.
+        of: Channels of all paths together if this is one of several paths,
+            so that all forms are initialised alike. Defaults to `filters`.
 
     Returns:
         Tensor `(batch, height / stride, width / stride, filters)`.
     """
     padding = "same"
     if kernel_size > 1 and stride > 1:
-        # "same" would put the odd pixel at the end only; published weights
-        # were trained with the same padding on both sides.
+        # "same" would pad the end only; published weights were trained with
+        # padding on both sides.
         x = keras.layers.ZeroPadding2D(
             kernel_size // 2, name=name.replace("_conv", "_pad")
         )(x)
         padding = "valid"
-    # He et al. 2015 over the fan-out, as the paper's released code has it.
+    # He et al. 2015, fan-out, as in the paper's released code.
     stddev = (2 / (kernel_size**2 * (of or filters))) ** 0.5
     layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
     return layer(

@@ -1,4 +1,4 @@
-"""The builders: any ResNeXt of the paper as a Keras functional model."""
+"""`ResNeXt`: any network of the paper as a Keras functional model."""
 
 import numbers
 import operator
@@ -8,18 +8,20 @@ from collections.abc import Sequence
 import keras
 
 from keras_resnext import blocks
+from keras_resnext.extras import suggest
+from keras_resnext.names import CLASSIFIER
 from keras_resnext.names import block_name
 from keras_resnext.weights.load import find_source
 from keras_resnext.weights.load import load_weights
 
-# Stem -> the input's side where none is given, and the stem's stride.
+# Stem -> default size of images in pixels, and the stem's stride.
 DEFAULT_SIZE = {"imagenet": 224, "cifar": 32}
 _STEM_STRIDE = {"imagenet": 4, "cifar": 1}
 _OUTPUT_STRIDES = (8, 16, 32)
 
 
 def total_stride(stem, depths):
-    """By how much height and width shrink, unless told to shrink less."""
+    """The factor by which height and width shrink by default."""
     stride = _STEM_STRIDE[stem] * 2 ** (len(depths) - 1)
     return min(stride, max(_OUTPUT_STRIDES))
 
@@ -48,11 +50,10 @@ def ResNeXt(
     Stage i holds `depths[i]` blocks. Its paths are `base_width * 2**i`
     channels wide and its output has `256 * 2**i` channels; every stage after
     the first halves height and width, with the stride on the 3x3 convolution
-    (the paper's and torchvision's place; the original ResNet strides the
-    first 1x1). With `cardinality=1, base_width=64` it is a ResNet.
+    (as in the paper and torchvision; the original ResNet strides the first
+    1x1). With `cardinality=1, base_width=64` it is a ResNet.
 
-    The network expects pixels that went through
-    `keras_resnext.preprocess_input`.
+    Images must go through `keras_resnext.preprocess_input` first.
 
     Args:
         depths: Blocks in each stage, such as `(3, 4, 6, 3)`.
@@ -73,12 +74,13 @@ def ResNeXt(
             input. Defaults to `None`.
         input_shape: `(height, width, channels)`, or channels first if
             `keras.config.image_data_format()` says so. Height and width may
-            be `None` and are at least the network's total stride: 32 pixels
-            with four stages on the ImageNet stem, 4 with three stages on the
-            CIFAR stem. Defaults to 224x224 (ImageNet stem) or 32x32 (CIFAR
-            stem) RGB with the top and to any size of RGB without it.
+            be `None` and must be at least the network's total stride: 32
+            pixels with four stages on the ImageNet stem, 4 with three stages
+            on the CIFAR stem. Defaults to RGB, with the top of 224x224
+            (ImageNet stem) or 32x32 pixels (CIFAR stem), without it of any
+            size.
         pooling: What follows the last stage without the top: `None` for the
-            feature map, `"avg"` or `"max"` for one vector an image. Defaults
+            feature map, `"avg"` or `"max"` for one vector per image. Defaults
             to `None`.
         classes: Outputs of the classifier. Defaults to 1000.
         classifier_activation: Activation of the classifier; `None` for
@@ -86,14 +88,14 @@ def ResNeXt(
         name: Name of the model. Defaults to the paper's notation, such as
             `"resnext50_32x4d"`.
         residual: Whether blocks have shortcuts. Defaults to `True`.
-        output_stride: Most by which height and width may shrink: 8, 16 or 32.
-            Stages that would go beyond keep their size and dilate their 3x3
-            convolutions instead, so that the same weights see as much of the
-            image (for dense prediction). Defaults to 32, which the paper's
-            networks just reach and only deeper ones would exceed.
-        drop_path_rate: Probability that training leaves out the transform of
-            the last block, for an image (stochastic depth). It grows in
-            proportion to depth, from 0 at the first block. Defaults to 0.
+        output_stride: The largest factor by which height and width shrink: 8,
+            16 or 32. Later stages keep their size and dilate their 3x3
+            convolutions instead, so that the same weights have the same
+            receptive field (for dense prediction). Defaults to 32, which only
+            networks of more than four stages would exceed.
+        drop_path_rate: Probability that training skips the transform of the
+            last block for an image (stochastic depth). It grows linearly with
+            depth, from 0 at the first block. Defaults to 0.
 
     Returns:
         A `keras.Model` from `(batch, height, width, channels)` to
@@ -102,8 +104,8 @@ def ResNeXt(
         `(batch, features)` if `pooling` is set.
 
     Raises:
-        ValueError: if an argument is not one of the above; nothing has been
-            built then.
+        ValueError: if an argument is not one of the above, before anything is
+            built.
 
     Example:
 
@@ -179,7 +181,7 @@ def ResNeXt(
             classes,
             activation=classifier_activation,
             dtype=_classifier_dtype(),
-            name="predictions",
+            name=CLASSIFIER,
         )(x)
     elif pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
@@ -187,10 +189,10 @@ def ResNeXt(
         x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
 
     if input_tensor is not None:
-        # The model starts where the tensor does, not at the tensor.
+        # The model starts at the tensor's inputs, not at the tensor.
         inputs = keras.utils.get_source_inputs(input_tensor)
         if len(inputs) == 1:
-            (inputs,) = inputs  # or calls would have to pass a list
+            (inputs,) = inputs  # a list would have to be called with one
     model = keras.Model(inputs, x, name=name or notation)
     if weights is not None:
         load_weights(model, weights)
@@ -198,7 +200,7 @@ def ResNeXt(
 
 
 def _classifier_dtype():
-    """float32 under mixed precision: 8 or 11 bits blur probabilities."""
+    """float32 in mixed precision: 8 or 11 bits are too few here."""
     mixed = keras.config.dtype_policy().name.startswith("mixed_")
     return "float32" if mixed else None
 
@@ -207,7 +209,7 @@ def _imagenet_stem(x):
     """To a quarter of height and width, 64 channels."""
     x = blocks.convolution(x, 64, 7, 2, name="conv1_conv")
     x = blocks.batch_norm_relu(x, name="conv1")
-    # Zeros are as good as -inf here: every value is behind a ReLU.
+    # Padding with zeros instead of -inf is fine: all values come from a ReLU.
     x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
     return keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
 
@@ -222,7 +224,7 @@ _STEMS = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}
 
 
 def _input(input_tensor, input_shape, stem, depths, include_top):
-    """The tensor to build on, once its shape is known to work."""
+    """The tensor to build on, or an error about its shape."""
     channels_last = keras.config.image_data_format() == "channels_last"
     size = DEFAULT_SIZE[stem] if include_top else None
     if input_tensor is not None:
@@ -302,16 +304,20 @@ def _check_choice(*, among, **arguments):
         if not any(type(value) is type(a) and value == a for a in among):
             raise ValueError(
                 f"`{name}` must be one of {', '.join(map(repr, among))}; "
-                f"got {value!r}."
+                f"got {value!r}.{suggest(value, filter(_is_text, among))}"
             )
 
 
 def _is_positive(value):
-    """Whether it is a whole number above 0, of Python's or NumPy's."""
+    """Whether a value is a positive integer, of Python or NumPy."""
     try:
         return not isinstance(value, bool) and operator.index(value) > 0
     except TypeError:
         return False
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def _is_sequence(value):

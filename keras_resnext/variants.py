@@ -1,10 +1,11 @@
-"""The networks that have a name: a table, and models by name."""
+"""The named networks: their builders, and `build` by name."""
 
 import os
 import re
 
 import keras
 
+from keras_resnext.extras import suggest
 from keras_resnext.resnext import DEFAULT_SIZE
 from keras_resnext.resnext import ResNeXt
 from keras_resnext.resnext import total_stride
@@ -18,11 +19,7 @@ _DEPTHS = {
 
 
 def _builder(function, title, depths, paths, reference, stem="imagenet"):
-    """A named builder: the arguments of `keras.applications`, then ours.
-
-    One signature and one text for all of them; `help` and editors show each
-    builder's own defaults.
-    """
+    """A builder with its own name, defaults and docstring."""
     default_cardinality, default_base_width = paths
     cifar = stem == "cifar"
     default_weights = None if cifar else "imagenet"
@@ -80,10 +77,10 @@ def _builder(function, title, depths, paths, reference, stem="imagenet"):
     return build_variant
 
 
-_BUILDER_DOC = """{title}, unless told otherwise.
+_BUILDER_DOC = """{title} by default.
 
 The first eight arguments are those of `keras.applications.ResNet50`, in its
-order; `ResNeXt` says more about each. Images must go through
+order; see `ResNeXt` for details. Images must go through
 `keras_resnext.preprocess_input` first.
 
 Args:
@@ -264,9 +261,9 @@ _PAPER_ROWS = (
 
 
 def list_models() -> list[str]:
-    """The models of the paper, and those that weights are published for.
+    """Names of the paper's models and of those with published weights.
 
-    `build` and the command line know them by these names, and any other by
+    `build` and the command line take these names, and any other network in
     the paper's notation.
 
     Returns:
@@ -281,7 +278,7 @@ def list_models() -> list[str]:
 
 
 def build(model: str, **arguments) -> keras.Model:
-    """Build a model from its name, as the command line and recipes do.
+    """Build a model by its name, as the command line and recipes do.
 
     A name is one of `list_models`, or the paper's notation
     `resnext<depth>_<cardinality>x<base_width>d`: depth 50, 101, 152 or 200
@@ -290,14 +287,14 @@ def build(model: str, **arguments) -> keras.Model:
 
     Args:
         model: The name.
-        **arguments: The builder's. `weights` defaults to `None` here, and
-            `classes` to 10 for the CIFAR nets.
+        **arguments: Arguments of the builder. Here `weights` defaults to
+            `None`, and `classes` to 10 for the CIFAR nets.
 
     Returns:
         A `keras.Model`, see `ResNeXt`.
 
     Raises:
-        ValueError: if the name is not known, or as the builder does.
+        ValueError: if the name is unknown, or an argument is invalid.
 
     Example:
 
@@ -324,5 +321,5 @@ def build(model: str, **arguments) -> keras.Model:
         f"`model` must be one of {', '.join(list_models())}, or "
         "resnext<depth>_<cardinality>x<base_width>d with a depth of "
         f"{', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
-        f"nets); got {model!r}."
+        f"nets); got {model!r}.{suggest(model, list_models())}"
     )

@@ -24,7 +24,7 @@ VARIANTS = {
 }
 
 
-def infer_architecture(model):
+def layer_specs(model):
     """Class, name and weight shapes of every layer that has weights."""
     return [
         [
@@ -42,9 +42,7 @@ def main():
     for path in GOLDEN.glob("*.json"):
         path.unlink()
     for name, make in VARIANTS.items():
-        lines = ",\n".join(
-            json.dumps(layer) for layer in infer_architecture(make())
-        )
+        lines = ",\n".join(json.dumps(layer) for layer in layer_specs(make()))
         (GOLDEN / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
 

@@ -25,6 +25,8 @@ from benchmarks.harness import take_turns
 from benchmarks.job import Job
 from keras_resnext.training import Recipe
 
+pytestmark = pytest.mark.integration
+
 SMALL = Job("", size=64, depth=26)
 
 

@@ -199,6 +199,7 @@ def test_version_and_completion(run_cli):
     assert "--install-completion" in output
 
 
+@pytest.mark.integration
 def test_export_compares_on_the_held_out_images(digits_run, run_cli, tmp_path):
     """In every format and quantisation; verdicts as the issue of it asks."""
     options = ["--quantize", "none,float16,dynamic,int8", "--overwrite"]
@@ -277,6 +278,7 @@ def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
     assert json.loads(properties) == list("0123456789")
 
 
+@pytest.mark.integration
 def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
     """The others are there, the one that failed is not, nor is its place."""
     status, output, error = run_cli(
@@ -297,6 +299,7 @@ def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
     assert f"{failed['bytes'] / 1e6:.2f}" in output
 
 
+@pytest.mark.integration
 def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
     """Which are no markup; and a folder is no report to replace."""
     folder = tmp_path / "a [red] b[/c]"
@@ -390,6 +393,7 @@ def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
     assert {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")} == before
 
 
+@pytest.mark.integration
 def test_other_backends_cannot_train():
     done = subprocess.run(
         [*(sys.executable, "-m", "keras_resnext"), "train", "--workdir", "x"],

@@ -11,6 +11,7 @@ from keras_resnext.variants import build
 from keras_resnext.variants import list_models
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "size", "multiply_adds", "params"),
     [
@@ -61,6 +62,7 @@ def test_forms_cost_the_same_multiply_adds(form):
     assert other.params == grouped.params
 
 
+@pytest.mark.integration
 def test_template_of_the_paper_costs_what_equation_4_says():
     """C (256 d + 9 d d + 256 d) for a block of the second stage."""
     for cardinality, width in ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4)):

@@ -12,6 +12,8 @@ from keras_resnext.training import Recipe
 from keras_resnext.training.run import Run
 from tests import training_process as process
 
+pytestmark = pytest.mark.integration
+
 # Replicas add up in another order, so that losses part by the rounding of
 # float64, 1e-16, and training makes that a little more. In float32 it is 5e-7
 # until the first ReLU whose input is within rounding of zero, and percents

@@ -66,17 +66,17 @@ def expected_scores(model, pixels):
 @every_format
 def test_files_agree_with_keras(name, small_model, pixels, tmp_path):
     path = tmp_path / "out" / "model"
-    found = EXPORTERS[name](small_model, path, images=pixels, labels=LABELS)
-    assert found.path == path
+    artifact = EXPORTERS[name](small_model, path, images=pixels, labels=LABELS)
+    assert artifact.path == path
     assert [p.name for p in path.parent.iterdir()] == ["model"]
-    assert found.agreement.top1_agreement == 1
-    assert found.agreement.max_logit_difference < 1e-4
+    assert artifact.agreement.top1_agreement == 1
+    assert artifact.agreement.max_logit_difference < 1e-4
     files = [p for p in (path, *path.rglob("*")) if p.is_file()]
-    assert found.size == sum(p.stat().st_size for p in files)
+    assert artifact.size == sum(p.stat().st_size for p in files)
     # Opened again, other pixels, a batch that is no multiple of anything.
     others = pixels[::-1][:5] / 2
     np.testing.assert_allclose(
-        found.open()(others)["probabilities"],
+        artifact.open()(others)["probabilities"],
         expected_scores(small_model, others),
         rtol=1e-4,
         atol=1e-6,
@@ -85,15 +85,16 @@ def test_files_agree_with_keras(name, small_model, pixels, tmp_path):
 
 @every_format
 def test_branches_export_too(name, branches_model, pixels, tmp_path):
-    found = EXPORTERS[name](branches_model, tmp_path / "m", images=pixels)
+    artifact = EXPORTERS[name](branches_model, tmp_path / "m", images=pixels)
     np.testing.assert_allclose(
-        found.scores,
+        artifact.scores,
         expected_scores(branches_model, pixels),
         rtol=1e-4,
         atol=1e-6,
     )
 
 
+@pytest.mark.integration
 @every_format
 def test_bare_network_and_own_preprocessing(
     name, small_model, pixels, tmp_path
@@ -116,12 +117,14 @@ def test_bare_network_and_own_preprocessing(
         preprocessing=randomize(stateful),
         images=inputs,
     )
-    for found, before in (
+    for artifact, before in (
         (own, inputs / 2 - 1),
         (scaled, stateful.predict(inputs, verbose=0)),
     ):
         expected = small_model.predict(before, verbose=0)
-        np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            artifact.scores, expected, rtol=1e-4, atol=1e-6
+        )
 
 
 @every_format
@@ -132,11 +135,11 @@ def test_features_without_top(name, pixels, tmp_path):
             input_shape=(16, 16, 3),
         )
     )  # fmt: skip
-    found = EXPORTERS[name](model, tmp_path / "m", images=pixels)
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=pixels)
     expected = expected_scores(model, pixels)
-    assert found.scores.shape == (12, 512)
+    assert artifact.scores.shape == (12, 512)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(found.scores, expected, atol=1e-5 * scale)
+    np.testing.assert_allclose(artifact.scores, expected, atol=1e-5 * scale)
 
 
 @pytest.fixture
@@ -155,6 +158,7 @@ def test_failed_check_leaves_no_file(name, small_model, pixels, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 @every_format
 def test_failed_check_keeps_what_was_there(
     name, small_model, pixels, tmp_path, request
@@ -177,6 +181,7 @@ def test_failed_check_keeps_what_was_there(
     assert files() == before
 
 
+@pytest.mark.integration
 @every_format
 def test_overwriting_replaces_its_own_kind_only(name, small_model, tmp_path):
     path = tmp_path / "run"
@@ -220,6 +225,7 @@ def test_bad_arguments(name, small_model, tmp_path):
     refused("one image input of fixed size", model=any_size)
 
 
+@pytest.mark.integration
 def test_saved_model_needs_tensorflow_alone(small_model, pixels, tmp_path):
     """In a process that can import neither Keras nor this package."""
     export.to_saved_model(small_model, tmp_path / "m", labels=LABELS)
@@ -246,14 +252,14 @@ np.save("scores.npy", outputs["probabilities"])
 
 
 def test_saved_model_keeps_each_weight_once(small_model, tmp_path):
-    found = export.to_saved_model(small_model, tmp_path / "m")
+    artifact = export.to_saved_model(small_model, tmp_path / "m")
     stored = tf.train.list_variables(
         str(tmp_path / "m" / "variables" / "variables")
     )
     weights = [shape for name, shape in stored if "weights" in name]
     folded = keras_resnext.fold_batch_norm(small_model).count_params()
     assert sum(map(np.prod, weights)) == folded
-    assert found.size < 4 * folded + 400_000
+    assert artifact.size < 4 * folded + 400_000
     graph = (tmp_path / "m" / "saved_model.pb").read_bytes()
     assert b"_XlaMustCompile" not in graph
 
@@ -356,13 +362,14 @@ def test_every_output_has_its_own_name(small_model):
         assert len(names) == len(model.outputs)
 
 
+@pytest.mark.integration
 @every_format
 def test_outputs_of_a_model_inside(name, small_model, pixels, tmp_path):
     inputs = keras.Input((16, 16, 3))
     maps = keras_resnext.feature_pyramid(small_model)
     model = keras.Model(inputs, maps(inputs))
-    found = EXPORTERS[name](model, tmp_path / "m", images=pixels)
-    assert list(found.outputs) == maps.output_names
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=pixels)
+    assert list(artifact.outputs) == maps.output_names
 
 
 def test_what_outputs_mean(small_model):
@@ -393,6 +400,7 @@ def test_what_outputs_mean(small_model):
             export.Session(keras.Model(inputs, wrong))
 
 
+@pytest.mark.integration
 @every_format
 def test_layers_that_fold_and_forms_do_not_know(name, pixels, tmp_path):
     """Keras' own grouped convolution, what adapts, and what has no config."""
@@ -449,6 +457,7 @@ def swapped(images):
 
 
 # With fixed ranges the noise in an untrained network is as loud as colours.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("quantize", "wrong"),
     [("dynamic", blind), ("dynamic", swapped), ("int8", blind)],
@@ -465,7 +474,7 @@ def test_a_quantized_file_that_sees_something_else(
     calibration = crops if quantize == "int8" else None
     with pytest.raises(
         export.ExportError, match="subtracting each logit's mean"
-    ) as found:
+    ) as refusal:
         export.to_tflite(
             model,
             tmp_path / "m",
@@ -476,7 +485,7 @@ def test_a_quantized_file_that_sees_something_else(
                 centred_correlation=verify.LIMITS[quantize].centred_correlation
             ),
         )
-    assert found.value.artifact.agreement.correlation > 0.9
+    assert refusal.value.artifact.agreement.correlation > 0.9
     assert list(tmp_path.iterdir()) == []
 
 
@@ -522,7 +531,7 @@ def test_limits():
         assert verify.LIMITS[quantize].correlation == 0.99
     assert limits.describe() == (
         "difference at most 0.1 of the largest, correlation at least 0.99, "
-        "centred correlation at least 0.9, top-1 agreement at least 0.75"
+        "centred correlation at least 0.9, top1 agreement at least 0.75"
     )
     assert export.Limits().describe() == "no limits"
 
@@ -606,12 +615,12 @@ def test_softmax_is_found_wherever_it_is(small_model, pixels, tmp_path):
 @pytest.fixture(scope="module")
 def photos():
     """Parts of two real photographs, PNG bytes by size."""
-    found = []
+    parts = []
     for i, photo in enumerate(load_sample_images().images):
         for height, width in ((97, 140), (200, 64), (16, 16)):
             top, left = 31 * i, 50 * i
-            found.append(photo[top : top + height, left : left + width])
-    return found
+            parts.append(photo[top : top + height, left : left + width])
+    return parts
 
 
 def encoded(images, kind):
@@ -641,16 +650,16 @@ def test_saved_model_signatures(small_model, photos, tmp_path):
     # One level of 255 in a few pixels between Pillow and TensorFlow.
     tolerances = [{"rtol": 1e-4, "atol": 1e-6}] * 3
     tolerances[1] = {"atol": 2e-3}
-    for found, tolerance in zip(outputs, tolerances, strict=True):
-        probabilities = found["probabilities"].numpy()
+    for answers, tolerance in zip(outputs, tolerances, strict=True):
+        probabilities = answers["probabilities"].numpy()
         np.testing.assert_allclose(probabilities, expected, **tolerance)
         best = np.argsort(-probabilities, axis=-1)[:, :3]
-        np.testing.assert_array_equal(found["top_indices"], best)
+        np.testing.assert_array_equal(answers["top_indices"], best)
         np.testing.assert_allclose(
-            found["top_scores"], np.take_along_axis(probabilities, best, -1)
+            answers["top_scores"], np.take_along_axis(probabilities, best, -1)
         )
         names = [[LABELS[i].encode() for i in row] for row in best]
-        assert found["top_labels"].numpy().tolist() == names
+        assert answers["top_labels"].numpy().tolist() == names
 
 
 def test_saved_model_reads_pictures_as_evaluation_does(
@@ -703,14 +712,15 @@ def crops():
     """32 parts of real photographs, float32 (32, 64, 64, 3)."""
     rng = np.random.default_rng(0)
     images = load_sample_images().images
-    found = []
+    crops = []
     for i in range(32):
         photo = images[i % 2]
         top, left = (rng.integers(n - 64) for n in photo.shape[:2])
-        found.append(photo[top : top + 64, left : left + 64])
-    return np.stack(found).astype("float32")
+        crops.append(photo[top : top + 64, left : left + 64])
+    return np.stack(crops).astype("float32")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 def test_onnx_has_nothing_to_spare(data_format, crops, tmp_path):
     """One Conv a convolution; padding is theirs; images are turned once."""
@@ -737,18 +747,20 @@ def test_onnx_has_nothing_to_spare(data_format, crops, tmp_path):
     assert shape == ["batch", *sides]
 
 
+@pytest.mark.integration
 @every_format
 def test_several_feature_maps(name, crops, tmp_path):
     model = keras_resnext.feature_pyramid(imagenet_model())
-    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=crops)
     expected = model.predict(keras_resnext.preprocess_input(crops), verbose=0)
-    assert found.agreement.top1_agreement is None
-    assert list(found.outputs) == model.output_names
-    for values, wanted in zip(found.outputs.values(), expected, strict=True):
+    assert artifact.agreement.top1_agreement is None
+    assert list(artifact.outputs) == model.output_names
+    for values, wanted in zip(artifact.outputs.values(), expected, strict=True):
         scale = np.abs(wanted).max()
         np.testing.assert_allclose(values, wanted, atol=1e-5 * scale)
 
 
+@pytest.mark.integration
 @every_format
 def test_fine_tuned_models_inside_others(name, crops, tmp_path):
     body = imagenet_model(include_top=False, pooling="avg")
@@ -760,11 +772,11 @@ def test_fine_tuned_models_inside_others(name, crops, tmp_path):
             keras.layers.Dense(3, "softmax"),
         ]
     )
-    found = EXPORTERS[name](
+    artifact = EXPORTERS[name](
         randomize(model), tmp_path / "m", images=crops, labels=["a", "b", "c"]
     )
     np.testing.assert_allclose(
-        found.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
+        artifact.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
     )
     if name == "onnx":
         nodes = onnx.load(tmp_path / "m").graph.node
@@ -777,9 +789,9 @@ def test_fine_tuned_models_inside_others(name, crops, tmp_path):
 @pytest.mark.parametrize("form", ["concatenated", "branches"])
 def test_every_form(name, form, crops, tmp_path):
     model = keras_resnext.convert_form(imagenet_model(), form)
-    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=crops)
     np.testing.assert_allclose(
-        found.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
+        artifact.scores, expected_scores(model, crops), rtol=1e-4, atol=1e-6
     )
 
 
@@ -788,30 +800,32 @@ def test_preprocessing_that_was_adapted(name, small_model, pixels, tmp_path):
     """It holds tensors that are not variables."""
     layer = keras.layers.Normalization()
     layer.adapt(pixels)
-    found = EXPORTERS[name](
+    artifact = EXPORTERS[name](
         small_model, tmp_path / "m", preprocessing=layer, images=pixels
     )
     expected = small_model.predict(layer(pixels), verbose=0)
-    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(artifact.scores, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.integration
 @every_format
 def test_networks_that_are_sure_of_everything(name, crops, tmp_path):
     """Their probabilities are below what float32 can hold."""
     model = imagenet_model()
     head = model.get_layer("predictions")
     head.kernel.assign(head.kernel * 3000)
-    found = EXPORTERS[name](model, tmp_path / "m", images=crops)
-    assert np.sort(found.scores, axis=-1)[:, 0].max() < 1e-30
-    assert found.agreement.top1_agreement == 1
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=crops)
+    assert np.sort(artifact.scores, axis=-1)[:, 0].max() < 1e-30
+    assert artifact.agreement.top1_agreement == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_quantized_tflite(quantize, crops, tmp_path):
     model = imagenet_model()
     path = tmp_path / "m.tflite"
     calibration = crops[:16] if quantize == "int8" else None
-    found = export.to_tflite(
+    artifact = export.to_tflite(
         model,
         path,
         quantize=quantize,
@@ -819,23 +833,23 @@ def test_quantized_tflite(quantize, crops, tmp_path):
         images=crops[16:],
     )
     reference = export.to_tflite(model, tmp_path / "f", images=crops[16:])
-    ratio = found.size / reference.size
+    ratio = artifact.size / reference.size
     assert 0.45 < ratio < 0.55 if quantize == "float16" else ratio < 0.35
-    assert found.agreement.correlation > 0.99
+    assert artifact.agreement.correlation > 0.99
     assert (
-        found.agreement.max_logit_difference
+        artifact.agreement.max_logit_difference
         > reference.agreement.max_logit_difference
     )
     # A softmax in eight bits would have steps of 1/256.
-    steps = found.scores * 256
+    steps = artifact.scores * 256
     assert np.mean(np.abs(steps - np.round(steps)) > 0.01) > 0.9
-    names = {error.name for error in found.layer_errors}
+    names = {error.name for error in artifact.layer_errors}
     if quantize == "float16":
         assert not names
         return
     assert len(names) == 21
     assert {"conv1_conv", "conv3_block2_2_conv", "predictions"} <= names
-    for error in found.layer_errors:
+    for error in artifact.layer_errors:
         # Eight bits: steps of 1/127 of the largest of a channel.
         assert 0.001 < error.weights < 0.03
         assert error.accumulated > 0
@@ -890,7 +904,7 @@ def test_errors_of_layers_that_are_not_ours(crops, tmp_path):
             keras.layers.Dense(3, name=names[2]),
         ]
     )
-    found = export.to_tflite(
+    artifact = export.to_tflite(
         randomize(model),
         tmp_path / "m",
         quantize="int8",
@@ -898,10 +912,11 @@ def test_errors_of_layers_that_are_not_ours(crops, tmp_path):
         images=crops[16:],
         limits=export.Limits(),  # the errors are asked for, whatever they are
     )
-    assert [error.name for error in found.layer_errors] == names
-    assert all(0 < error.weights < 0.05 for error in found.layer_errors)
+    assert [error.name for error in artifact.layer_errors] == names
+    assert all(0 < error.weights < 0.05 for error in artifact.layer_errors)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "dynamic"])
 def test_tflite_of_bytes(quantize, crops, tmp_path):
     model = imagenet_model()
@@ -922,6 +937,7 @@ def test_tflite_of_bytes(quantize, crops, tmp_path):
     assert image["dtype"] == np.uint8
 
 
+@pytest.mark.integration
 def test_tflite_weights_are_aligned(crops, tmp_path):
     for quantize, calibration in ((None, None), ("int8", crops[:4])):
         path = tmp_path / f"{quantize}.tflite"
@@ -941,7 +957,7 @@ def test_tflite_weights_are_aligned(crops, tmp_path):
 
 def test_quantized_onnx(crops, tmp_path):
     path = tmp_path / "m.onnx"
-    found = export.to_onnx(
+    artifact = export.to_onnx(
         imagenet_model(),
         path,
         quantize="int8",
@@ -949,7 +965,7 @@ def test_quantized_onnx(crops, tmp_path):
         images=crops[16:],
         labels=list("abcdefg"),
     )
-    assert found.agreement.correlation > 0.99
+    assert artifact.agreement.correlation > 0.99
     proto = onnx.load(path)
     counts = collections.Counter(node.op_type for node in proto.graph.node)
     assert counts["DequantizeLinear"] > counts["Conv"] == 20
@@ -989,7 +1005,7 @@ def test_quantized_onnx_cannot_saturate(tmp_path):
         0, 50, (24, 16, 16, 3)
     )
     path = tmp_path / "m.onnx"
-    found = export.to_onnx(
+    artifact = export.to_onnx(
         model,
         path,
         quantize="int8",
@@ -999,7 +1015,8 @@ def test_quantized_onnx_cannot_saturate(tmp_path):
     )
     # Half a step of 1/64 in weights that are alike, and of 1/255 in sums.
     assert (
-        found.agreement.max_logit_difference < 0.02 * np.abs(found.scores).max()
+        artifact.agreement.max_logit_difference
+        < 0.02 * np.abs(artifact.scores).max()
     )
     weights = [
         np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()
@@ -1010,6 +1027,7 @@ def test_quantized_onnx_cannot_saturate(tmp_path):
     assert 2 * 255 * max(weights) < 2**15
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "float16", "dynamic", "int8"])
 def test_openvino_reads_tflite(quantize, crops, tmp_path):
     """It looks at an operator's old number only, which has eight bits."""
@@ -1017,7 +1035,7 @@ def test_openvino_reads_tflite(quantize, crops, tmp_path):
         "openvino", reason="OpenVINO is not installed (make peers)"
     )
     path = tmp_path / "m.tflite"
-    found = export.to_tflite(
+    artifact = export.to_tflite(
         imagenet_model(),
         path,
         quantize=quantize,
@@ -1029,20 +1047,21 @@ def test_openvino_reads_tflite(quantize, crops, tmp_path):
     run = openvino.Core().compile_model(path, "CPU")
     scores = [run(image[None].astype(dtype))[0][0] for image in crops[16:]]
     theirs, ours = (
-        verify.logits(imagenet_model(), s) for s in (scores, found.scores)
+        verify.logits(imagenet_model(), s) for s in (scores, artifact.scores)
     )
     # Of its own kernels, whose int8 rounds at other places.
     least = 0.9 if quantize in ("dynamic", "int8") else 1 - 1e-6
     assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > least
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_opencv_reads_onnx(quantize, small_model, pixels, tmp_path):
     cv2 = pytest.importorskip(
         "cv2", reason="OpenCV is not installed (make peers)"
     )
     path = tmp_path / "m.onnx"
-    found = export.to_onnx(
+    artifact = export.to_onnx(
         small_model,
         path,
         data_format="NCHW",
@@ -1055,7 +1074,7 @@ def test_opencv_reads_onnx(quantize, small_model, pixels, tmp_path):
     network.setInput(np.ascontiguousarray(pixels[4:].transpose(0, 3, 1, 2)))
     theirs, ours = (
         verify.logits(small_model, scores)
-        for scores in (network.forward(), found.scores)
+        for scores in (network.forward(), artifact.scores)
     )
     least = 0.95 if quantize else 1 - 1e-6
     assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > least
@@ -1178,12 +1197,12 @@ def test_published_networks(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = randomize(build(name, weights=None))
     count = keras_resnext.fold_batch_norm(model).count_params()
-    found = {
+    artifacts = {
         format: exporter(model, tmp_path / format, images=images[:64])
         for format, exporter in EXPORTERS.items()
     }
-    assert found["savedmodel"].size <= 1.02 * 4 * count
-    parts = [verify.logits(model, proven.scores) for proven in found.values()]
+    assert artifacts["savedmodel"].size <= 1.02 * 4 * count
+    parts = [verify.logits(model, a.scores) for a in artifacts.values()]
     scale = max(1, np.abs(parts[0]).max())
     for ours, theirs in itertools.combinations(parts, 2):
         assert np.abs(ours - theirs).max() < 1e-4 * scale
@@ -1205,12 +1224,13 @@ def test_published_networks(name, tmp_path):
         assert quantized.size < share * 4 * count
 
 
+@pytest.mark.integration
 def test_small_outputs_are_held_to_their_own_scale(
     crops, tmp_path, monkeypatch
 ):
     """Beside large ones, and tiny ones alone: swapped, they are refused.
 
-    All formats share the proof; one is enough to see it.
+    All formats are verified alike; one is enough.
     """
     body = imagenet_model(include_top=False)
     inputs = body.input
@@ -1227,9 +1247,9 @@ def test_small_outputs_are_held_to_their_own_scale(
     named = ExportGraph._named
 
     def reversed_(self, outputs):
-        found = named(self, outputs)
-        last = list(found)[-1]
-        return {**found, last: found[last][..., ::-1]}
+        outputs_by_name = named(self, outputs)
+        last = list(outputs_by_name)[-1]
+        return {**outputs_by_name, last: outputs_by_name[last][..., ::-1]}
 
     monkeypatch.setattr(ExportGraph, "_named", reversed_)
     for model in models:
@@ -1237,6 +1257,7 @@ def test_small_outputs_are_held_to_their_own_scale(
             export.to_onnx(model, tmp_path / "wrong", images=crops[:4])
 
 
+@pytest.mark.integration
 @every_format
 def test_heads_that_were_used_before(name, crops, tmp_path):
     """On other inputs, which the layer remembers first."""
@@ -1244,9 +1265,9 @@ def test_heads_that_were_used_before(name, crops, tmp_path):
     head = keras.layers.Dense(3, "softmax")
     head(keras.Input((body.output_shape[-1],)))
     model = keras.Model(body.input, head(body.output))
-    found = EXPORTERS[name](model, tmp_path / "m", images=crops[:4])
+    artifact = EXPORTERS[name](model, tmp_path / "m", images=crops[:4])
     np.testing.assert_allclose(
-        found.scores, expected_scores(model, crops[:4]), rtol=1e-4, atol=1e-6
+        artifact.scores, expected_scores(model, crops[:4]), rtol=1e-4, atol=1e-6
     )
 
 
@@ -1461,3 +1482,16 @@ def test_photographs_are_turned_upright(small_model, photos, tmp_path):
         files.append(file.getvalue())
     scores = serve(image_bytes=tf.constant(files))["probabilities"].numpy()
     np.testing.assert_allclose(scores, scores[:1].repeat(8, 0), atol=1e-6)
+
+
+def test_exporters_share_a_session(small_model, pixels, tmp_path, calls):
+    session = export.Session(small_model, labels=LABELS, images=pixels)
+    artifacts = [
+        exporter(session, tmp_path / name)
+        for name, exporter in EXPORTERS.items()
+    ]
+    assert set(calls.values()) == {1}
+    assert all(len(artifact.scores) == 12 for artifact in artifacts)
+    for arguments in ({"images": pixels}, {"preprocessing": None}):
+        with pytest.raises(ValueError, match="must be given to the `Session`"):
+            export.to_onnx(session, tmp_path / "m", **arguments)

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from keras_resnext.extras import require
 from keras_resnext.files import check_free
 from keras_resnext.files import staged
 
@@ -196,9 +195,12 @@ def test_folder_comes_back_when_the_new_one_is_missing(tmp_path):
     assert (target / "a").read_text() == "old"
 
 
-def test_missing_extra_is_named():
-    require("json", extra="train", purpose="This")
-    with pytest.raises(
-        ModuleNotFoundError, match=r"This needs .* nowhere; .*resnext\[train\]"
-    ):
-        require("nowhere", extra="train", purpose="This")
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_files_are_as_readable_as_any_other(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with staged(tmp_path / "x") as new:
+            new.touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -49,6 +49,7 @@ def assert_same_function(one, other, training=False):
         assert error < 10 * np.sqrt(1000) * 2**-24
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("target", list(TRANSFORMS))
 @pytest.mark.parametrize("source", list(TRANSFORMS))
@@ -387,6 +388,7 @@ def test_what_cannot_be_folded_is_named():
     refused(norm(conv(inputs)), "channels-last .* first_bn reads f")
 
 
+@pytest.mark.integration
 def test_stock_file_opens_without_this_package(tmp_path):
     model = make()
     to_stock_layers(model).save(tmp_path / "plain.keras")
@@ -412,6 +414,23 @@ def test_models_that_are_no_graphs_are_refused(rewrite):
     for model in (Subclassed(), keras.Sequential([keras.layers.Dense(2)])):
         with pytest.raises(ValueError, match="must be a functional or a built"):
             rewrite(model)
+
+
+def test_lora_is_not_folded():
+    model = make()
+    model.get_layer("conv2_block1_1_conv").enable_lora(2)
+    for rewrite in (fold_batch_norm, lambda m: convert_form(m, "branches")):
+        with pytest.raises(ValueError, match="conv2_block1_1_conv"):
+            rewrite(model)
+    with pytest.raises(ValueError, match="conv2_block1_1_conv are LoRA's"):
+        fold_batch_norm(model)
+
+
+@pytest.mark.parametrize("form", list(TRANSFORMS))
+def test_folded_models_are_not_converted(form):
+    folded = fold_batch_norm(make(form))
+    with pytest.raises(ValueError, match="are folded. Convert it before"):
+        convert_form(folded, "grouped")
 
 
 def test_bad_conversions_are_refused():

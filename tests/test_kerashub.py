@@ -7,6 +7,8 @@ import pytest
 import keras_resnext
 from tests.conftest import randomize
 
+pytestmark = pytest.mark.integration
+
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is not installed (make peers)"
 )

@@ -1,20 +1,22 @@
 """The deployment kits work where this package is not installed."""
 
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras_resnext.preprocessing import resize_and_crop
 from PIL import Image
 
 import keras_resnext
+from keras_resnext.classifier import Classifier
 from keras_resnext.export import Limits
 from keras_resnext.export import to_tflite
+from keras_resnext.transforms import EvalTransform
 
 CLASSIFY = pathlib.Path(__file__).parents[1] / "export/mobile/classify.py"
 LABELS = ["apple", "a long name", *"cdefghij"]
@@ -119,6 +121,7 @@ def test_the_kit_works_as_it_is_copied():
     assert result.stdout.splitlines()[1].split()[0] == "7"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_runs_quantised_files(classify, model, tmp_path, png, quantize):
     path = tmp_path / "model.tflite"
@@ -159,26 +162,43 @@ def test_reads_labels_from_the_file(classify, tflite):
     [(70, 110), (301, 97), (240, 320), (32, 32), (20, 31), (9, 5)],
     ids="{0[0]}x{0[1]}".format,
 )
-def test_pixels_are_those_of_the_package(classify, shape):
-    """To the rounding of Pillow, which keeps 8 bits after each of two passes.
-
-    Weights are positive and sum to 1, so the second pass carries on the first
-    one's half a shade at most and adds another half.
-    """
-    pixels = picture(*shape)
-    ours = classify.crop_and_resize(Image.fromarray(pixels), (32, 32))
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(
-        ours, resize_and_crop(tf.constant(pixels), 32), rtol=0, atol=1.01
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize_size", [32, 36, 37])
+def test_pixels_are_those_of_the_package(
+    classify, model, tmp_path, shape, interpolation, resize_size
+):
+    """The file says how it was evaluated, and the kit does the same."""
+    transform = EvalTransform(
+        image_size=32, resize_size=resize_size, interpolation=interpolation
     )
+    path = tmp_path / "m.tflite"
+    with zipfile.ZipFile(path, "w") as archive:
+        config = json.dumps(transform.to_config())
+        archive.writestr("transform.json", config)
+    pixels = picture(*shape)
+    ours = classify.resize_and_crop(
+        Image.fromarray(pixels), (32, 32), **classify.read_transform(path)
+    )
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours, transform.pixels(pixels))
+
+
+def test_exported_files_carry_their_transform(classify, model, tmp_path):
+    transform = EvalTransform.from_crop_pct(32, 0.875, interpolation="bicubic")
+    path = tmp_path / "m.tflite"
+    to_tflite(Classifier(model, LABELS, transform), path)
+    assert classify.read_labels(path) == LABELS
+    assert classify.read_transform(path) == {
+        "crop_pct": 32 / 36,
+        "interpolation": "bicubic",
+    }
 
 
 def test_crops_to_the_proportions_of_the_input(classify):
     pixels = picture(40, 100)
-    found = classify.crop_and_resize(Image.fromarray(pixels), (20, 40))
-    middle = Image.fromarray(pixels[:, 10:90])
-    expected = classify.crop_and_resize(middle, (20, 40))
-    np.testing.assert_array_equal(found, expected)
+    found = classify.resize_and_crop(Image.fromarray(pixels), (20, 40))
+    whole = Image.fromarray(pixels).resize((50, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found, np.asarray(whole)[:, 5:45])
 
 
 @pytest.mark.parametrize(

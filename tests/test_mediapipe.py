@@ -18,6 +18,8 @@ from keras_resnext.export import to_tflite
 from keras_resnext.export.metadata import image_classifier_metadata
 from tests.conftest import randomize
 
+pytestmark = pytest.mark.integration
+
 PYTHON = pathlib.Path(__file__).parents[1] / ".venv-mediapipe/bin/python"
 LABELS = [f"class {i}" for i in range(7)]
 CLASSIFY = """
@@ -30,15 +32,15 @@ path, images = sys.argv[1:]
 options = vision.ImageClassifierOptions(
     base_options=python.BaseOptions(model_asset_path=path)
 )
-found = []
+answers = []
 with vision.ImageClassifier.create_from_options(options) as classifier:
     for image in numpy.load(images):
         image = mediapipe.Image(
             image_format=mediapipe.ImageFormat.SRGB, data=image
         )
         (head,) = classifier.classify(image).classifications
-        found.append([(c.category_name, c.score) for c in head.categories])
-print(json.dumps(found))
+        answers.append([(c.category_name, c.score) for c in head.categories])
+print(json.dumps(answers))
 """
 DISPLAY = """
 import sys
@@ -98,18 +100,18 @@ def model():
 def photos():
     """Parts of photographs of the model's size, uint8."""
     rng = np.random.default_rng(0)
-    found = []
+    parts = []
     for i in range(24):
         photo = load_sample_images().images[i % 2]
         top, left = rng.integers(photo.shape[0] - 96), rng.integers(500)
-        found.append(photo[top : top + 96, left : left + 64])
-    return np.stack(found)
+        parts.append(photo[top : top + 96, left : left + 64])
+    return np.stack(parts)
 
 
 @pytest.mark.parametrize("quantize", [None, "float16", "dynamic", "int8"])
 def test_it_classifies_as_we_do(quantize, model, photos, tmp_path):
     path = tmp_path / "model.tflite"
-    found = to_tflite(
+    artifact = to_tflite(
         model,
         path,
         quantize=quantize,
@@ -122,7 +124,7 @@ def test_it_classifies_as_we_do(quantize, model, photos, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout)
     assert len(answers) == len(photos)
-    for answer, scores in zip(answers, found.scores, strict=True):
+    for answer, scores in zip(answers, artifact.scores, strict=True):
         order = np.argsort(-scores)
         assert [name for name, _ in answer] == [LABELS[i] for i in order]
         # XNNPACK there and here.
@@ -130,7 +132,7 @@ def test_it_classifies_as_we_do(quantize, model, photos, tmp_path):
             [score for _, score in answer], scores[order], atol=1e-5
         )
     expected = model.predict(keras_resnext.preprocess_input(photos), verbose=0)
-    agree = np.argmax(expected, -1) == np.argmax(found.scores, -1)
+    agree = np.argmax(expected, -1) == np.argmax(artifact.scores, -1)
     assert agree.all()
 
 

@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.integration
+
 NOTEBOOKS = sorted(
     (pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")
 )

@@ -81,6 +81,7 @@ def test_learning_rate_falls_in_steps():
         assert float(rate(299 * 390)) == pytest.approx(0.001)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_weight_decay_is_pytorchs(decay_all, optimizer):

@@ -9,6 +9,8 @@ from tests import torch_reference
 from tests.torch_reference import torch
 from tests.torch_reference import torchvision
 
+pytestmark = pytest.mark.integration
+
 # Rounding errors of float32 add up like a random walk: about 2^-24 of the
 # activations at each of a hundred convolutions, some ten roundings each,
 # 2^-24 * sqrt(1000) = 2e-6. Five times that is still far below what a wrong

@@ -79,6 +79,7 @@ def test_evaluated_images_come_once_in_order_for_the_network(digits):
     np.testing.assert_array_equal(labels, [label for _, label in raw])
 
 
+@pytest.mark.integration
 def test_epochs_are_shuffles_that_can_be_repeated(digits):
     first = collect(pipeline.training_batches(digits, RECIPE, 0))
     again = collect(pipeline.training_batches(digits, RECIPE, 0))
@@ -89,6 +90,7 @@ def test_epochs_are_shuffles_that_can_be_repeated(digits):
     assert np.any(first[1] != second[1])
 
 
+@pytest.mark.integration
 def test_augmentation_follows_seed_and_epoch(digits):
     shifted = dataclasses.replace(RECIPE, crop_padding=2)
     plain = collect(pipeline.training_batches(digits, RECIPE, 0))
@@ -152,6 +154,7 @@ def test_seeds_and_epochs_do_not_repeat_each_other(digits):
     assert np.any(first != second)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_an_epoch_goes_on_at_any_step(name, digits, request):
     found, recipe = digits, dataclasses.replace(RECIPE, crop_padding=2)
@@ -167,6 +170,7 @@ def test_an_epoch_goes_on_at_any_step(name, digits, request):
         np.testing.assert_array_equal(same, labels[done:])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
 def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
     recipe = dataclasses.replace(RECIPE, crop_padding=2, flip=True)
@@ -253,6 +257,7 @@ def test_bad_images_are_named_and_left_out(folder):
         bad.check()
 
 
+@pytest.mark.integration
 def test_modern_augmentation_of_photographs(tmp_path):
     """JPEG and PNG, larger than the network's input, all changes at once."""
     photos = load_sample_images().images

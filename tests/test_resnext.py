@@ -16,11 +16,11 @@ import tensorflow as tf
 
 import keras_resnext
 from keras_resnext.variants import build
-from keras_resnext.weights.convert import infer_architecture
 from tests import reference
 from tests.conftest import randomize
 from tests.regenerate_golden import GOLDEN
 from tests.regenerate_golden import VARIANTS
+from tests.regenerate_golden import layer_specs
 
 SMALL = {"stem": "cifar", "weights": None, "input_shape": (16, 16, 3)}
 
@@ -98,6 +98,7 @@ def test_a_fifth_stage_is_dilated():
     assert model.get_layer("conv6_block1_2_conv").strides == (1, 1)
 
 
+@pytest.mark.integration
 def test_trainable_parameters_of_a_model():
     model = build("resnext50")
     assert trainable(model) == 25_028_904
@@ -121,7 +122,7 @@ def test_layers_are_as_frozen(name):
     If this fails and the change is intended, old weight files no longer
     load: say so in CHANGELOG.md and run `make golden`.
     """
-    assert infer_architecture(VARIANTS[name]()) == frozen(name)
+    assert layer_specs(VARIANTS[name]()) == frozen(name)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_weights_of_another_model_leave_this_one_as_it_was(tmp_path):
     before = model.get_weights()
     for name, message in (
         ("other", "must fit .*other.*resnext11_4x4d.* is resnext11_2x4d"),
-        ("junk", "junk.weights.h5 is no HDF5 file"),
+        ("junk", "junk.weights.h5 is not an HDF5 file"),
     ):
         with pytest.raises(ValueError, match=message):
             keras_resnext.load_weights(model, tmp_path / f"{name}.weights.h5")
@@ -304,6 +305,7 @@ def test_weights_file_round_trip(tmp_path, small_model):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.integration
 def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
     """In either order of imports, though the package imports nothing heavy."""
     path = tmp_path / "small.keras"
@@ -313,6 +315,7 @@ def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.integration
 def test_other_backends_without_tensorflow(tmp_path, small_model):
     """The same outputs on JAX, in a process that cannot import TensorFlow."""
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
@@ -442,6 +445,7 @@ def test_every_named_model_is_frozen():
     assert {path.stem for path in Path(GOLDEN).glob("*.json")} == set(VARIANTS)
 
 
+@pytest.mark.integration
 def test_feature_pyramid():
     model = build("resnext50_2x4d", input_shape=(64, 96, 3))
     maps = keras_resnext.feature_pyramid(model)
@@ -489,6 +493,7 @@ def test_feature_pyramid_is_a_model_like_others(rewrite, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride_keeps_the_weights_and_the_grid(output_stride):
     """Subsampled, a dilated network computes what the strided one does.

@@ -22,6 +22,8 @@ from keras_resnext.training import train
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.transforms import EvalTransform
 
+pytestmark = pytest.mark.integration
+
 # Three synsets of ImageNet, with their places among the thousand.
 SYNSETS = {"n01440764": 0, "n02099601": 207, "n15075141": 999}
 # The validation images' classes come from TFDS' list, in order of their names.

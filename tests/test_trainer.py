@@ -28,6 +28,7 @@ def test_training_learns(toy_run):
     assert toy_run.history[-1]["loss"] < toy_run.history[0]["loss"]
 
 
+@pytest.mark.integration
 def test_resuming_ends_where_an_unbroken_run_ends(
     toy_run, toy_recipe, tmp_path
 ):
@@ -90,6 +91,7 @@ def test_unknown_strategy(toy_recipe, tmp_path):
         train(toy_recipe, tmp_path / "x", strategy="tpus")
 
 
+@pytest.mark.integration
 def test_moving_average_is_what_is_evaluated_and_saved(toy_recipe, tmp_path):
     """Against the average written out; it starts with the first step."""
     averaging = dataclasses.replace(
@@ -119,6 +121,7 @@ def test_moving_average_is_what_is_evaluated_and_saved(toy_recipe, tmp_path):
     assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_frozen_parts_and_published_weights_stay(
     ema_decay, toy_run, toy_recipe, tmp_path
@@ -151,6 +154,7 @@ def test_frozen_parts_and_published_weights_stay(
         train(wrong, tmp_path / "y")
 
 
+@pytest.mark.integration
 def test_trained_small_and_evaluated_large(toy_recipe, tmp_path):
     larger = dataclasses.replace(
         toy_recipe,
@@ -166,6 +170,7 @@ def test_trained_small_and_evaluated_large(toy_recipe, tmp_path):
     assert result.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "changes",
     [
@@ -191,6 +196,7 @@ def test_other_recipes_train(changes, toy_recipe, tmp_path):
     assert run.load_model().dtype_policy.name == "float32"
 
 
+@pytest.mark.integration
 def test_images_that_cannot_be_decoded(toy_recipe, shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)
@@ -255,6 +261,7 @@ def test_weights_that_are_not_finite_are_not_saved(toy_recipe, tmp_path):
     assert names == ["step-3.index"]
 
 
+@pytest.mark.integration
 def test_a_full_disk_loses_nothing(toy_recipe, tmp_path):
     """With a limit on the size of files, which writing meets the same way."""
     code = (

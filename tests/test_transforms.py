@@ -14,6 +14,7 @@ from PIL import Image
 from PIL import ImageOps
 from sklearn.datasets import load_sample_images
 
+from keras_resnext import exif
 from keras_resnext import transforms
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
@@ -80,7 +81,7 @@ def segment(kind, content):
     )
 
 
-def exif(content):
+def exif_segment(content):
     return segment(0xE1, b"Exif\0\0" + content)
 
 
@@ -93,9 +94,7 @@ def jpeg(*segments, image=PHOTO[:19, :31]):
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
 def graph_orientations(files):
-    return tf.map_fn(
-        transforms.exif_orientation, files, fn_output_signature=tf.int32
-    )
+    return tf.map_fn(exif.exif_orientation, files, fn_output_signature=tf.int32)
 
 
 def orientations(*files):
@@ -142,6 +141,7 @@ def test_as_pillow(shape, resize_size, size, corner, interpolation):
     np.testing.assert_allclose(transform(image), expected, atol=2e-6)
 
 
+@pytest.mark.integration
 @images
 @interpolations
 @sizes
@@ -170,6 +170,7 @@ def test_as_torchvision(image, resize_size, image_size, interpolation):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.integration
 @interpolations
 @pytest.mark.parametrize("crop_pct", [0.875, 0.95, 224 / 235, 1.0])
 def test_as_timm(crop_pct, interpolation):
@@ -503,16 +504,16 @@ def test_windows(orientation):
     """A crop of the upright image is the crop turned upright."""
     rng = np.random.default_rng(orientation)
     stored = tf.constant(NOISE[:14, :9])
-    whole = transforms.upright(stored, orientation).numpy()
-    shape = transforms.upright_shape(stored.shape, orientation).numpy()
+    whole = exif.upright(stored, orientation).numpy()
+    shape = exif.upright_shape(stored.shape, orientation).numpy()
     assert tuple(shape) == whole.shape[:2]
 
     @tf.function
     def crop(window, orientation):
-        window = transforms.stored_window(window, stored.shape, orientation)
+        window = exif.stored_window(window, stored.shape, orientation)
         top, left, height, width = tf.unstack(window)
         part = stored[top : top + height, left : left + width]
-        return transforms.upright(part, orientation)
+        return exif.upright(part, orientation)
 
     for _ in range(20):
         height, width = rng.integers(1, shape + 1)
@@ -536,15 +537,15 @@ def test_windows_decoded_from_a_jpeg():
         content[0x0112] = orientation
         encoded = encode(image, exif=content, quality=95, subsampling=0)
         whole = transforms.decode(encoded)
-        found = transforms.exif_orientation(encoded)
-        window = transforms.stored_window(
+        found = exif.exif_orientation(encoded)
+        window = exif.stored_window(
             (8, 16, 24, 8), tf.io.extract_jpeg_shape(encoded), found
         )
         part = tf.io.decode_and_crop_jpeg(
             encoded, window, channels=3, dct_method=transforms.JPEG_METHOD
         )
         np.testing.assert_array_equal(
-            transforms.upright(part, found), whole[8:32, 16:24]
+            exif.upright(part, found), whole[8:32, 16:24]
         )
 
 
@@ -599,7 +600,7 @@ ENTRY_CASES = {
 )
 def test_directories(order, build, expected):
     content = build(order)
-    encoded = jpeg(exif(content))
+    encoded = jpeg(exif_segment(content))
     assert orientations(encoded) == [expected]
     np.testing.assert_array_equal(
         transforms.read_image(encoded), transforms.decode(encoded)
@@ -608,7 +609,7 @@ def test_directories(order, build, expected):
 
 @orders
 def test_segments(order):
-    six, eight = (exif(tiff(order, entry(order, n))) for n in (6, 8))
+    six, eight = (exif_segment(tiff(order, entry(order, n))) for n in (6, 8))
     xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")
     icc = segment(0xE2, b"ICC_PROFILE\0" + bytes(65000))
     comment = segment(0xFE, b"\xff\xd9" + six)
@@ -667,7 +668,7 @@ def test_truncated_at_every_byte(order):
     content = tiff(order, entry(order, tag=0x0100), entry(order))
     length = struct.pack(">I", len(content))
     for whole in (
-        jpeg()[:20] + exif(content),
+        jpeg()[:20] + exif_segment(content),
         b"\x89PNG\r\n\x1a\n" + length + b"eXIf" + content,
     ):
         prefixes = [whole[:n] for n in range(len(whole) + 1)]
@@ -688,9 +689,9 @@ def test_headers_that_lie(order):
         for i in rng.integers(len(whole), size=4):
             content[i] = rng.integers(256)
         damaged.append(bytes(content))
-    expected = [transforms._tiff_orientation(content) for content in damaged]
+    expected = [exif._tiff_orientation(content) for content in damaged]
     assert set(expected) >= {1, 3, 6}
-    files = [jpeg(exif(content)) for content in damaged]
+    files = [jpeg(exif_segment(content)) for content in damaged]
     assert orientations(*files) == expected
     for file, orientation in zip(files, expected, strict=True):
         shape = (19, 31, 3) if orientation < 5 else (31, 19, 3)
@@ -700,7 +701,7 @@ def test_headers_that_lie(order):
 def test_hostile_files_end_soon():
     """Millions of segments, and random bytes behind every kind of beginning."""
     rng = np.random.default_rng(0)
-    end = exif(tiff("<", entry("<")))
+    end = exif_segment(tiff("<", entry("<")))
     files = [
         b"\xff\xd8" + b"\xff\xe0\0\2" * 500_000 + end,
         b"\xff\xd8" + b"\xff" * 1_000_000 + end,

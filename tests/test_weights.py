@@ -236,6 +236,7 @@ def test_transform_refuses_what_is_no_photograph():
             transform(wrong)
 
 
+@pytest.mark.integration
 def test_records_are_the_publishers():
     """Facts that timm's and torchvision's own tables have too."""
     timm = pytest.importorskip("timm")
@@ -318,6 +319,7 @@ def test_imagenet_means_the_best_without_restrictions():
         keras_resnext.ResNeXt50(weights="absent.pth")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("tag", "form"),
     [
@@ -414,6 +416,7 @@ def write(path, tensors):
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["grouped", "concatenated", "branches"])
 @pytest.mark.parametrize(
     "name", ["w.safetensors", "w.pth", "w.keras", "w.weights.h5", "run"]
@@ -437,6 +440,7 @@ def test_files_load_into_every_form(name, form, tmp_path):
     assert np.ptp(expected) > 0.01
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["concatenated", "branches"])
 def test_a_hundred_paths_stay_in_order(form, tmp_path):
     def build(**arguments):
@@ -470,8 +474,26 @@ def test_export_opens_in_torch_and_here(tmp_path):
     folded = keras_resnext.fold_batch_norm(source)
     with pytest.raises(ValueError, match="has no conv1_bn"):
         keras_resnext.export_weights(folded, tmp_path / "f.safetensors")
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
 
 
+@pytest.mark.parametrize("change", ["lora", "int8"])
+def test_weights_that_are_not_plain_are_not_exported(change, tmp_path):
+    model = tiny()
+    classifier = model.get_layer("predictions")
+    if change == "lora":
+        classifier.enable_lora(2)
+    else:
+        classifier.quantize("int8")
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ValueError, match="those of predictions are"):
+        keras_resnext.export_weights(model, path)
+    assert not path.exists()
+
+
+@pytest.mark.integration
 def test_exported_weights_open_in_timm(tmp_path):
     timm = pytest.importorskip("timm")
     model = randomize(
@@ -519,6 +541,7 @@ def test_other_heads_and_channels(tmp_path, caplog):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_stem_is_adapted_as_timm_does(channels):
     pytest.importorskip("timm")
@@ -555,6 +578,8 @@ def damaged(tensors, damage):
         tensors["fc.weight"] = tensors["fc.weight"].T
     elif damage == "empty":
         tensors["layer1.0.conv2.weight"] = np.zeros((0, 4, 3, 3), "float32")
+    elif damage == "complex":
+        tensors["fc.bias"] = tensors["fc.bias"].astype("complex64")
     elif damage == "large":
         tensors["bn1.weight"] = np.full(64, 1e300)
     elif damage == "negative":
@@ -562,6 +587,7 @@ def damaged(tensors, damage):
     return tensors
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -569,6 +595,7 @@ def damaged(tensors, damage):
         ("missing", "lacks: conv3_block2_2_conv"),
         ("renamed", "must be a ResNet's; got 'layer2.1.conv9'"),
         ("empty", "w.safetensors has the weights of no network"),
+        ("complex", "complex numbers in predictions"),
         ("large", "float32; .* has NaN, infinity or larger .*conv1_bn"),
         ("another block", "of resnext20_4x4d, the model is resnext17_4x4d"),
         ("nan", "NaN, infinity .* in conv3_block2_2_conv"),
@@ -587,6 +614,7 @@ def test_damaged_files_change_nothing(damage, message, tmp_path):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.integration
 def test_keras_files_are_checked_too(tmp_path):
     source, _ = tiny_tensors()
     kernel = source.get_layer("conv2_block1_1_conv").kernel
@@ -896,6 +924,7 @@ def test_two_processes_at_once(server, plain, monkeypatch):
     assert len(server.requests) == 1
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
 def test_memory_of_loading(tmp_path):
     """The peak above what building takes is below three times the file."""
@@ -925,6 +954,7 @@ def test_memory_of_loading(tmp_path):
     assert int(output.split()[-1]) < 3 * path.stat().st_size
 
 
+@pytest.mark.integration
 def test_non_commercial_weights_say_so(server, caplog):
     network = state_dict("resnext50_32x4d")
     record = keras_resnext.get_weights("resnext50", "fb_swsl_ig1b_ft_in1k")
@@ -934,6 +964,7 @@ def test_non_commercial_weights_say_so(server, caplog):
     assert caplog.text.count("non-commercial use only (cc-by-nc-4.0)") == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("include_top", [True, False])
 def test_keras_applications_files(include_top, server, monkeypatch):
     reference = pytest.importorskip("tests.keras_applications_reference")
@@ -986,6 +1017,7 @@ def test_list_of_weights(run_cli, tmp_path):
     assert "for which weights are published; got 'vgg16'" in error
 
 
+@pytest.mark.integration
 def test_predict_and_evaluate_published(server, run_cli, tmp_path):
     from PIL import Image
 

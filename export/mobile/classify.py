@@ -6,6 +6,7 @@ It needs ai-edge-litert, numpy and Pillow, and nothing else:
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -30,7 +31,10 @@ def main():
             )
         classify, size = open_model(arguments.model, arguments.threads)
         labels = read_labels(arguments.model)
-        pictures = [read_image(path, size) for path in arguments.images]
+        transform = read_transform(arguments.model)
+        pictures = [
+            read_image(path, size, **transform) for path in arguments.images
+        ]
         for path, pixels in zip(arguments.images, pictures, strict=True):
             print(path)
             print(table(classify(pixels), labels, arguments.top))
@@ -79,7 +83,7 @@ def open_model(path, threads):
         width)` that it expects, in pixels.
 
     Raises:
-        ValueError: if there is no such file or it is none of that kind.
+        ValueError: if there is no such file or it is of another kind.
     """
     if not os.path.isfile(path):
         raise ValueError(
@@ -113,61 +117,89 @@ def read_labels(path):
     Returns:
         A list of names in the order of the outputs; `None` if it has none.
     """
+    text = read_member(path, "labels.txt")
+    return None if text is None else text.splitlines()
+
+
+def read_transform(path):
+    """How the file's network was evaluated: arguments of `read_image`.
+
+    Args:
+        path: The .tflite file.
+
+    Returns:
+        A dict with `crop_pct` and `interpolation`, if the file says so.
+    """
+    text = read_member(path, "transform.json")
+    if text is None:
+        return {}
+    transform = json.loads(text)
+    return {
+        "crop_pct": transform["image_size"] / transform["resize_size"],
+        "interpolation": transform["interpolation"],
+    }
+
+
+def read_member(path, name):
+    """The text of a member of a zip archive, or `None`."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
-        if "labels.txt" not in archive.namelist():
+        if name not in archive.namelist():
             return None
-        return archive.read("labels.txt").decode().splitlines()
+        return archive.read(name).decode()
 
 
-def read_image(path, size):
-    """Read an image file as the pixels that the network looks at.
+def read_image(path, size, crop_pct=1.0, interpolation="bilinear"):
+    """Read an image file as the network's input.
 
     Args:
         path: A file that Pillow reads, such as JPEG or PNG.
         size: `(height, width)` of the result, in pixels.
+        crop_pct: See `resize_and_crop`.
+        interpolation: See `resize_and_crop`.
 
     Returns:
         float32 array `(height, width, 3)` of RGB in [0, 255].
 
     Raises:
-        ValueError: if it is no such file.
+        ValueError: if it is not such a file.
     """
     try:
         with Image.open(path) as image:
-            # Phones store how they were held beside the picture.
+            # Cameras store their orientation beside the pixels.
             image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"`images` must be image files; got {path}: {error}"
         ) from error
-    return crop_and_resize(image, size)
+    return resize_and_crop(image, size, crop_pct, interpolation)
 
 
-def crop_and_resize(image, size):
-    """The largest centred part of the right proportions, resized.
-
-    Bilinear, over as many pixels as fall into one when an image shrinks. With
-    a square `size`, as every network of the package has by default, the part
-    is a square.
+def resize_and_crop(image, size, crop_pct=1.0, interpolation="bilinear"):
+    """Resize an image and crop its centre, as in evaluation.
 
     Args:
         image: A `PIL.Image.Image` in mode RGB.
         size: `(height, width)` of the result, in pixels.
+        crop_pct: Share of the resized image's shorter side that the crop has;
+            of a `size` that is not square, the side that fits tightest.
+        interpolation: `"bilinear"` or `"bicubic"`, both antialiased.
 
     Returns:
         float32 array `(height, width, 3)` of whole numbers in [0, 255].
     """
+    height, width = (int(side / crop_pct + 1e-6) for side in size)
+    if image.width * height <= image.height * width:
+        resized = (width, int(width * image.height / image.width))
+    else:
+        resized = (int(height * image.width / image.height), height)
+    image = image.resize(resized, Image.Resampling[interpolation.upper()])
     height, width = size
-    crop_width = min(image.width, image.height * width // height)
-    crop_height = min(image.height, image.width * height // width)
-    left = (image.width - crop_width) // 2
-    top = (image.height - crop_height) // 2
-    # Not `resize(box=...)`: that lets pixels from outside of the box in.
-    image = image.crop((left, top, left + crop_width, top + crop_height))
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized, "float32")
+    left = round((image.width - width) / 2)
+    top = round((image.height - height) / 2)
+    image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image, "float32")
 
 
 def table(probabilities, labels, top):

@@ -13,7 +13,7 @@ from keras_resnext import private
 from keras_resnext.classifier import Classifier
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.session import Session
-from keras_resnext.export.session import check_path
+from keras_resnext.export.session import staged_artifact
 from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
@@ -21,7 +21,6 @@ from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import first_line
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.export.verify import verify
-from keras_resnext.files import staged
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform
@@ -45,7 +44,7 @@ _QUANTIZED_OPERATORS = [
 
 
 def to_onnx(
-    model: keras.Model | Classifier,
+    model: keras.Model | Classifier | Session,
     path: str | os.PathLike,
     *,
     opset: int = 17,
@@ -69,8 +68,9 @@ def to_onnx(
     known, `input`, `data_format` and `source`.
 
     Args:
-        model: A `keras.Model` with one image input of fixed size, or a
-            `Classifier`.
+        model: A `keras.Model` with one image input of fixed size, a
+            `Classifier`, or a `Session` that shares work between files and
+            has preprocessing, labels, transform and images already.
         path: File to write.
         opset: ONNX operator set, from 13 to 18. Defaults to 17, the newest
             in which tf2onnx writes GlobalAveragePool.
@@ -113,38 +113,7 @@ def to_onnx(
     1.0
     """
     require_runtime("onnx")
-    path = check_path(path, "onnx", overwrite=overwrite)
-    session = Session(
-        model,
-        preprocessing=preprocessing,
-        labels=labels,
-        transform=transform,
-        images=images,
-    )
-    return export_onnx(
-        session,
-        path,
-        opset=opset,
-        data_format=data_format,
-        quantize=quantize,
-        calibration=calibration,
-        limits=limits,
-        overwrite=overwrite,
-    )
-
-
-def export_onnx(
-    session: Session,
-    path,
-    *,
-    opset=17,
-    data_format="NHWC",
-    quantize=None,
-    calibration=None,
-    limits=None,
-    overwrite=False,
-) -> Artifact:
-    """Convert, verify and put in place; see `to_onnx`."""
+    session = Session.of(model, preprocessing, labels, transform, images)
     if type(opset) is not int or opset not in range(13, 19):
         raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
     check_data_format(data_format)
@@ -152,20 +121,13 @@ def export_onnx(
         quantize, calibration, QUANTIZATIONS
     )
     limits = check_limits(limits, quantize)
-    session.check_size(_PROTOBUF_BYTES, "ONNX")
-    with staged(path, overwrite=overwrite) as new:
+    with staged_artifact(path, "onnx", overwrite=overwrite) as new:
+        session.check_size(_PROTOBUF_BYTES, "ONNX")
         new.write_bytes(session.once(convert, opset, data_format))
         if quantize:
             properties = _properties(session, data_format)
             _quantize(new, calibration, data_format, properties)
-        return verify(
-            session,
-            new,
-            path,
-            format="onnx",
-            quantize=quantize,
-            limits=limits,
-        )
+        return verify(session, new, path, "onnx", quantize, limits)
 
 
 def check_data_format(data_format: str) -> None:

@@ -20,13 +20,12 @@ from keras_resnext.export import onnx
 from keras_resnext.export import quantization
 from keras_resnext.export import runtimes
 from keras_resnext.export.picture import draw_report
-from keras_resnext.export.saved_model import export_saved_model
+from keras_resnext.export.saved_model import to_saved_model
 from keras_resnext.export.session import Session
 from keras_resnext.export.session import check_path
-from keras_resnext.export.tflite import export_tflite
+from keras_resnext.export.tflite import to_tflite
 from keras_resnext.export.verify import LIMITS
 from keras_resnext.export.verify import Agreement
-from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import require_runtime
@@ -37,9 +36,9 @@ from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
 _EXPORTERS = {
-    "savedmodel": export_saved_model,
-    "tflite": export_tflite,
-    "onnx": onnx.export_onnx,
+    "savedmodel": to_saved_model,
+    "tflite": to_tflite,
+    "onnx": onnx.to_onnx,
 }
 _FILES = {
     "savedmodel": "saved_model",
@@ -136,8 +135,9 @@ class FileReport:
     def to_json(self) -> dict:
         """All values by name; those of `agreement` stand beside the others."""
         values = dataclasses.asdict(self)
+        agreement = values.pop("agreement")
         names = [field.name for field in dataclasses.fields(Agreement)]
-        return values | (values.pop("agreement") or dict.fromkeys(names))
+        return values | (agreement or dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +245,7 @@ def plan_files(
 
 
 def export_files(
-    model: keras.Model | Classifier,
+    model: keras.Model | Classifier | Session,
     plan: Plan,
     *,
     images: np.ndarray | None = None,
@@ -261,7 +261,7 @@ def export_files(
     written; the others are.
 
     Args:
-        model: A `keras.Model` or `Classifier`, see the exporters.
+        model: A `keras.Model`, `Classifier` or `Session`, see `to_tflite`.
         plan: The `Plan` of `plan_files`.
         images: Pixels to compare on, `(images, height, width, channels)`.
             Defaults to eight images of noise.
@@ -287,31 +287,16 @@ def export_files(
     >>> export_files(model, plan).files[1].latency_ms
     41.3
     """
-    session = Session(model, labels=labels, transform=transform, images=images)
+    session = Session.of(model, "imagenet", labels, transform, images)
     if any(quantize == "int8" for _, quantize in plan.files):
         session.check_quantization("int8", calibration, ("int8",))
     if not session.classifies:
         classes = None
     files = []
     for (format, quantize), name in plan.files.items():
-        path = plan.folder / name
-        on_file(path)
-        options = plan.options(format, quantize)
-        if quantize == "int8":
-            options["calibration"] = calibration
-        try:
-            artifact = _EXPORTERS[format](session, path, **options)
-            cost = run_alone(format, path, session.images, plan.threads)
-            result = _describe(artifact, classes) | cost | {"passed": True}
-        except ExportError as error:
-            result = _describe(error.artifact, classes) | {
-                "passed": False,
-                "error": str(error),
-            }
+        on_file(plan.folder / name)
         files.append(
-            FileReport(
-                format=format, quantize=quantize, path=str(path), **result
-            )
+            _export_file(session, plan, format, quantize, calibration, classes)
         )
     report = Report(
         model=session.model.name,
@@ -322,6 +307,37 @@ def export_files(
     )
     _save(report, plan)
     return report
+
+
+def _export_file(session, plan, format, quantize, calibration, classes):
+    """Write, verify and measure one file of a plan."""
+    path = plan.folder / plan.files[format, quantize]
+    options = plan.options(format, quantize)
+    if quantize == "int8":
+        options["calibration"] = calibration
+    error, cost, measured = None, {}, {}
+    try:
+        artifact = _EXPORTERS[format](session, path, **options)
+        cost = run_alone(format, path, session.images, plan.threads)
+    except ExportError as refusal:
+        error, artifact = str(refusal), refusal.artifact
+    if artifact is not None:
+        measured = {
+            "bytes": artifact.size,
+            "agreement": artifact.agreement,
+            "limits": artifact.limits,
+            "accuracy": _accuracy(artifact, classes),
+            "layer_errors": artifact.layer_errors,
+        }
+    return FileReport(
+        format=format,
+        quantize=quantize,
+        path=str(path),
+        passed=error is None,
+        error=error,
+        **measured,
+        **cost,
+    )
 
 
 def _file_names(formats, quantizations):
@@ -357,26 +373,10 @@ def _file_names(formats, quantizations):
 
 def _check_paths(plan):
     """Refuse places that are taken, each once."""
-    for (format, _), name in plan.files.items():
-        check_path(plan.folder / name, format, overwrite=plan.overwrite)
-    for name in (_REPORT, _PICTURE):
-        path = plan.folder / name
-        check_free(path, overwrite=plan.overwrite)
-        if path.is_dir():
-            raise FileExistsError(f"`path` must be a file; {path} is a folder.")
-
-
-def _describe(artifact: Artifact | None, classes) -> dict:
-    """Arguments of a `FileReport` from a file that was compared."""
-    if artifact is None:
-        return {}
-    return {
-        "bytes": artifact.size,
-        "agreement": artifact.agreement,
-        "limits": artifact.limits,
-        "accuracy": _accuracy(artifact, classes),
-        "layer_errors": artifact.layer_errors,
-    }
+    formats = {name: format for (format, _), name in plan.files.items()}
+    for name, format in (formats | {_REPORT: "json", _PICTURE: "png"}).items():
+        check_path(plan.folder / name, format)
+        check_free(plan.folder / name, overwrite=plan.overwrite)
 
 
 def _accuracy(side, classes):

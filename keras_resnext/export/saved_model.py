@@ -11,20 +11,19 @@ import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
 from keras_resnext.export.session import Session
-from keras_resnext.export.session import check_path
+from keras_resnext.export.session import staged_artifact
 from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import verify
-from keras_resnext.files import staged
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 
 
 def to_saved_model(
-    model: keras.Model | Classifier,
+    model: keras.Model | Classifier | Session,
     path: str | os.PathLike,
     *,
     preprocessing: str | keras.Layer | None = "imagenet",
@@ -54,8 +53,9 @@ def to_saved_model(
     `assets/transform.json` too.
 
     Args:
-        model: A `keras.Model` with one image input of fixed size, or a
-            `Classifier`.
+        model: A `keras.Model` with one image input of fixed size, a
+            `Classifier`, or a `Session` that shares work between files and
+            has preprocessing, labels, transform and images already.
         path: Folder to write.
         preprocessing: `"imagenet"` if the file is to take RGB pixels in
             [0, 255], a Keras layer or model from such pixels to the network's
@@ -92,36 +92,13 @@ def to_saved_model(
     >>> serve = tf.saved_model.load("resnext50").signatures["image_bytes"]
     >>> serve(image_bytes=tf.constant([open("cat.jpg", "rb").read()]))
     """
-    path = check_path(path, "savedmodel", overwrite=overwrite)
-    session = Session(
-        model,
-        preprocessing=preprocessing,
-        labels=labels,
-        transform=transform,
-        images=images,
-    )
-    return export_saved_model(
-        session, path, top=top, limits=limits, overwrite=overwrite
-    )
-
-
-def export_saved_model(
-    session: Session, path, *, top=5, limits=None, overwrite=False
-) -> Artifact:
-    """Convert, verify and put in place; see `to_saved_model`."""
+    session = Session.of(model, preprocessing, labels, transform, images)
     if type(top) is not int or top < 1:
         raise ValueError(f"`top` must be 1 or more; got {top!r}.")
     limits = check_limits(limits, None)
-    with staged(path, overwrite=overwrite) as new:
+    with staged_artifact(path, "savedmodel", overwrite=overwrite) as new:
         _Serving(session, top).save(new)
-        return verify(
-            session,
-            new,
-            path,
-            format="savedmodel",
-            quantize=None,
-            limits=limits,
-        )
+        return verify(session, new, path, "savedmodel", None, limits)
 
 
 def write_saved_model(graph, path, *, batch, dtype="float32"):

@@ -22,7 +22,7 @@ from keras_resnext.export.graph import preprocessing_function
 from keras_resnext.export.runtimes import in_batches
 from keras_resnext.export.verify import Reference
 from keras_resnext.export.verify import logits
-from keras_resnext.files import check_free
+from keras_resnext.files import staged
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
 from keras_resnext.inspection import classifies
@@ -63,14 +63,13 @@ class Session:
     Example:
 
     >>> session = Session(model, labels=names)
-    >>> export_onnx(session, "model.onnx")
-    >>> export_tflite(session, "model.tflite")
+    >>> to_tflite(session, "model.tflite")
+    >>> to_tflite(session, "small.tflite", quantize="dynamic")
     """
 
     def __init__(
         self,
         model: keras.Model | Classifier,
-        *,
         preprocessing: str | keras.Layer | None = "imagenet",
         labels: Sequence[str] | None = None,
         transform: EvalTransform | None = None,
@@ -90,6 +89,19 @@ class Session:
             images = np.random.default_rng(0).integers(0, 256, (8, *self.shape))
         self.images = self.check_images(images)
         self._results = {}
+
+    @classmethod
+    def of(cls, model, *arguments) -> "Session":
+        """`model` if it is a session, otherwise one of these arguments."""
+        if not isinstance(model, cls):
+            return cls(model, *arguments)
+        preprocessing, *others = arguments
+        if preprocessing != "imagenet" or any(x is not None for x in others):
+            raise ValueError(
+                "`preprocessing`, `labels`, `transform` and `images` must be "
+                "given to the `Session`, not with it."
+            )
+        return model
 
     @functools.cached_property
     def graph(self) -> ExportGraph:
@@ -253,15 +265,9 @@ class Session:
         return in_batches(run)(self.images)
 
 
-def check_path(path, format, *, overwrite) -> pathlib.Path:
-    """Refuse a path before long work.
-
-    Raises:
-        FileExistsError: if something exists there that may not be replaced:
-            anything without `overwrite`, another kind of file with it.
-    """
+def check_path(path, format) -> None:
+    """Refuse to replace what is not a file of this format."""
     path = pathlib.Path(path)
-    check_free(path, overwrite=overwrite)
     if path.exists() and path.is_dir() != (format == "savedmodel"):
         raise FileExistsError(
             f"`path` must be free or hold {format} to replace; {path} is a "
@@ -276,7 +282,14 @@ def check_path(path, format, *, overwrite) -> pathlib.Path:
                 f"folder {path} holds "
                 f"{', '.join(other[:3]) or 'no saved_model.pb'}."
             )
-    return path
+
+
+@contextlib.contextmanager
+def staged_artifact(path, format, *, overwrite):
+    """`files.staged` for a path that `check_path` accepts."""
+    check_path(path, format)
+    with staged(path, overwrite=overwrite) as new:
+        yield new
 
 
 def _check_model(model, names):

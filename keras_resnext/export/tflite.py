@@ -21,7 +21,7 @@ from keras_resnext.export.quantization import layer_errors
 from keras_resnext.export.quantization import quantize_tflite
 from keras_resnext.export.saved_model import write_saved_model
 from keras_resnext.export.session import Session
-from keras_resnext.export.session import check_path
+from keras_resnext.export.session import staged_artifact
 from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
@@ -29,7 +29,6 @@ from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import first_line
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.export.verify import verify
-from keras_resnext.files import staged
 from keras_resnext.inspection import puts_out_probabilities
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.transforms import EvalTransform
@@ -40,7 +39,7 @@ _TRACED_IMAGES = 4  # for the errors of layers
 
 
 def to_tflite(
-    model: keras.Model | Classifier,
+    model: keras.Model | Classifier | Session,
     path: str | os.PathLike,
     *,
     quantize: str | None = None,
@@ -71,8 +70,9 @@ def to_tflite(
     | `"int8"` | 1/4 | int8 with ranges from `calibration`; softmax in float32 |
 
     Args:
-        model: A `keras.Model` with one image input of fixed size, or a
-            `Classifier`.
+        model: A `keras.Model` with one image input of fixed size, a
+            `Classifier`, or a `Session` that shares work between files and
+            has preprocessing, labels, transform and images already.
         path: File to write.
         quantize: One of the table. Defaults to `None`.
         calibration: With int8, images whose activations set the ranges, like
@@ -116,46 +116,15 @@ def to_tflite(
     >>> to_tflite(model, "small.tflite", quantize="int8", calibration=photos)
     """
     require_runtime("tflite", quantize)
-    path = check_path(path, "tflite", overwrite=overwrite)
-    session = Session(
-        model,
-        preprocessing=preprocessing,
-        labels=labels,
-        transform=transform,
-        images=images,
-    )
-    return export_tflite(
-        session,
-        path,
-        quantize=quantize,
-        calibration=calibration,
-        exclude=exclude,
-        input_dtype=input_dtype,
-        limits=limits,
-        overwrite=overwrite,
-    )
-
-
-def export_tflite(
-    session: Session,
-    path,
-    *,
-    quantize=None,
-    calibration=None,
-    exclude=0,
-    input_dtype=None,
-    limits=None,
-    overwrite=False,
-) -> Artifact:
-    """Convert, verify and put in place; see `to_tflite`."""
+    session = Session.of(model, preprocessing, labels, transform, images)
     calibration = session.check_quantization(
         quantize, calibration, QUANTIZATIONS
     )
     _check_exclude(exclude, quantize)
     input_dtype = _check_input_dtype(session, input_dtype, quantize)
     limits = check_limits(limits, quantize)
-    session.check_size(_FLATBUFFER_BYTES, "TFLite")
-    with staged(path, overwrite=overwrite) as new:
+    with staged_artifact(path, "tflite", overwrite=overwrite) as new:
+        session.check_size(_FLATBUFFER_BYTES, "TFLite")
         content, errors = _content(
             session, quantize, calibration, exclude, input_dtype
         )
@@ -165,15 +134,7 @@ def export_tflite(
         with zipfile.ZipFile(new, "a") as archive:
             for name, text in session.attachments.items():
                 archive.writestr(name, text)
-        return verify(
-            session,
-            new,
-            path,
-            format="tflite",
-            quantize=quantize,
-            limits=limits,
-            layer_errors=errors,
-        )
+        return verify(session, new, path, "tflite", quantize, limits, errors)
 
 
 def _check_exclude(exclude, quantize):

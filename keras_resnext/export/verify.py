@@ -130,13 +130,11 @@ class Limits:
             words.append(
                 f"difference at most {self.logit_difference:g} of the largest"
             )
-        for name, label in (
-            ("correlation", "correlation"),
-            ("centred_correlation", "centred correlation"),
-            ("top1_agreement", "top-1 agreement"),
-        ):
-            if (limit := getattr(self, name)) != getattr(Limits, name):
-                words.append(f"{label} at least {limit:g}")
+        words += [
+            f"{name.replace('_', ' ')} at least {limit:g}"
+            for name in _MEASURES
+            if (limit := getattr(self, name)) != getattr(Limits, name)
+        ]
         return ", ".join(words) or "no limits"
 
 
@@ -253,7 +251,7 @@ def check_limits(limits, quantize) -> Limits:
 
 
 def verify(
-    session, file, path, *, format, quantize, limits, layer_errors=()
+    session, file, path, format, quantize, limits, layer_errors=()
 ) -> Artifact:
     """Compare a file with Keras, in its own runtime.
 
@@ -281,7 +279,7 @@ def verify(
             f"{first_line(error)}"
         ) from error
     artifact = Artifact(
-        path=path,
+        path=pathlib.Path(path),
         format=format,
         quantize=quantize,
         size=_size(file),

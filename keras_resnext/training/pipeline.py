@@ -6,16 +6,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnext.classifier import check_on_bad_image
+from keras_resnext.exif import exif_orientation
+from keras_resnext.exif import stored_window
+from keras_resnext.exif import upright
+from keras_resnext.exif import upright_shape
 from keras_resnext.training import augment
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.transforms import JPEG_METHOD
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
-from keras_resnext.transforms import exif_orientation
-from keras_resnext.transforms import stored_window
-from keras_resnext.transforms import upright
-from keras_resnext.transforms import upright_shape
 
 _MIX = -1  # in a seed, where images have their number
 _NO_LABEL = -1  # of padding in the last batch

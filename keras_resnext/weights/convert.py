@@ -1,4 +1,4 @@
-"""Names and layouts in which weights are published; arrays in, arrays out."""
+"""Convert weights between the names and layouts of other libraries."""
 
 import re
 from collections.abc import Iterable
@@ -41,12 +41,12 @@ def from_torch(
             (`num_batches_tracked`) are left out.
 
     Returns:
-        For each layer of a grouped model that has weights, by its name, what
-        its `set_weights` takes: kernels `(height, width, channels_in /
-        groups, filters)`, then biases or batch norm's values.
+        Layer name to the arrays that its `set_weights` takes, of a grouped
+        model: kernels `(height, width, channels_in / groups, filters)` and
+        biases, or batch norm's values.
 
     Raises:
-        ValueError: if a name is not one that `ResNet` uses; it says which.
+        ValueError: if a name is not one of `ResNet`'s.
 
     Example:
 
@@ -84,8 +84,7 @@ def to_torch(
         Name to array, in torchvision's names and layouts.
 
     Raises:
-        ValueError: if a name is not one that a grouped model with bottleneck
-            blocks uses; it says which.
+        ValueError: if a name is not one of a grouped model's.
 
     Example:
 
@@ -112,8 +111,8 @@ def from_keras_applications(
 
         K[:, :, i, g * c + q] = D[:, :, g * c + i, q].
 
-    Their batch norms add 1.001e-5 to the variance, ours 1e-5; the difference
-    goes into the moving variance.
+    Their batch norms have an epsilon of 1.001e-5, ours 1e-5; the difference
+    is added to the moving variance.
 
     Args:
         weights: Layer name to arrays, in the file's order.
@@ -141,7 +140,7 @@ def from_keras_applications(
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution for other images than RGB, as timm adapts it.
+    """Adapt the first convolution to images that are not RGB, as timm does.
 
     Args:
         kernel: `(height, width, 3, filters)`.
@@ -149,8 +148,8 @@ def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
 
     Returns:
         `(height, width, channels, filters)`: the sum over RGB for one
-        channel, else RGB repeated and scaled by 3 / `channels`, so that what
-        comes out is about as large as it was.
+        channel, else RGB repeated and scaled by 3 / `channels`, to keep the
+        scale of the outputs.
 
     Example:
 
@@ -171,8 +170,8 @@ def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
         shapes: Layer name to shapes.
 
     Returns:
-        The paper's notation, such as `"resnext50_32x4d"`, or a sentence if
-        they are no such network's.
+        The paper's notation, such as `"resnext50_32x4d"`, or `"no network
+        with bottleneck blocks"`.
 
     Example:
 

@@ -1,12 +1,12 @@
 """Download published weights into the caches of their own libraries.
 
-The files that are not on the Hugging Face Hub are downloaded here, because
-neither `keras.utils.get_file` (Keras 3.15) nor `torch.hub` (2.13) does it
-all. Both start again from zero after a broken connection, and neither locks
-the file between processes or retries. `get_file` writes to the final path,
-silently replaces an altered file, and knows MD5 and SHA-256 but not
-torchvision's eight-digit prefixes; `torch.hub` does not check a cached file
-and needs torch.
+Files outside the Hugging Face Hub are downloaded here, because neither
+`keras.utils.get_file` (Keras 3.15) nor `torch.hub` (torch 2.13) resumes a
+broken download, retries, or locks the file between processes. `get_file` also
+writes to the final path, leaves a wrong file there, downloads an altered one
+again instead of refusing it, and compares whole hashes, of which torchvision
+publishes eight digits; `torch.hub` does not check a cached file and needs
+torch.
 """
 
 import contextlib

@@ -181,8 +181,9 @@ def _find_published(tag, model, include_top):
 
 
 def _readable(record):
+    """The record, or an error before its file is downloaded in vain."""
     if record.address.endswith(".pth"):
-        require_torch(record.name)  # before it is downloaded
+        require_torch(record.name)
     return record
 
 
@@ -242,37 +243,36 @@ def _fitting(weights, shapes, path, dtypes):
     file_shapes = {
         name: [a.shape for a in arrays] for name, arrays in weights.items()
     }
-    theirs = convert.infer_architecture(file_shapes)
-    ours = convert.infer_architecture(shapes)
-    if theirs != ours:
-        raise ValueError(
-            f"`weights` must fit the model; {path} has the weights of "
-            f"{theirs}, the model is {ours}."
-        )
-    body = shapes.keys() - {CLASSIFIER}
-    for verb, names in (
-        ("lacks", body - weights.keys()),
-        (
-            "has more than the model",
-            weights.keys() - shapes.keys() - {CLASSIFIER},
-        ),
-    ):
-        if names:
-            raise ValueError(
-                f"`weights` must fit the model; {path} {verb}: "
-                f"{', '.join(sorted(names)[:5])}."
-            )
+    _check_layers(file_shapes, shapes, path)
     weights = {name: weights[name] for name in shapes if name in weights}
     _adapt(weights, file_shapes, shapes, path)
     for name, arrays in weights.items():
-        expected = [a.shape for a in arrays]
-        if expected != shapes[name]:
-            raise ValueError(
-                f"`weights` must fit the model; {path} has {expected} for "
-                f"{name}, the model {shapes[name]}."
+        theirs = [a.shape for a in arrays]
+        if theirs != shapes[name]:
+            raise _misfit(
+                f"{path} has {theirs} for {name}, the model {shapes[name]}"
             )
         _check_values(name, arrays, path, dtypes)
     return weights
+
+
+def _check_layers(file_shapes, shapes, path):
+    """Refuse another network's weights; classifiers may differ."""
+    theirs = convert.infer_architecture(file_shapes)
+    ours = convert.infer_architecture(shapes)
+    if theirs != ours:
+        raise _misfit(
+            f"{path} has the weights of {theirs}, the model is {ours}"
+        )
+    lacks = shapes.keys() - file_shapes.keys() - {CLASSIFIER}
+    more = file_shapes.keys() - shapes.keys() - {CLASSIFIER}
+    for verb, names in ("lacks", lacks), ("has more than the model", more):
+        if names:
+            raise _misfit(f"{path} {verb}: {', '.join(sorted(names)[:5])}")
+
+
+def _misfit(reason):
+    return ValueError(f"`weights` must fit the model; {reason}.")
 
 
 def _check_values(name, arrays, path, dtypes):
@@ -301,17 +301,13 @@ def _adapt(weights, file_shapes, shapes, path):
     elif CLASSIFIER in shapes:
         features, ours = shapes[CLASSIFIER][0]
         theirs = file_shapes[CLASSIFIER][0][-1]
-        if theirs != ours and file_shapes[CLASSIFIER] == [
-            (features, theirs),
-            (theirs,),
-        ]:
+        expected = [(features, theirs), (theirs,)]
+        if theirs != ours and file_shapes[CLASSIFIER] == expected:
             del weights[CLASSIFIER]
             _log.warning(
                 "%s has a classifier of %d classes, the model of %d; the "
                 "model's is unchanged.",
-                path,
-                theirs,
-                ours,
+                *(path, theirs, ours),
             )
     channels = shapes[STEM][0][2]
     if [s[2:3] for s in file_shapes[STEM]] == [(3,)] and channels != 3:
@@ -320,8 +316,7 @@ def _adapt(weights, file_shapes, shapes, path):
         _log.warning(
             "%s is for RGB images, the model for %d channels; the first "
             "convolution was adapted.",
-            path,
-            channels,
+            *(path, channels),
         )
 
 

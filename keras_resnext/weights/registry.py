@@ -1,6 +1,6 @@
-"""What is published: a record for each file, and nothing that reads one.
+"""The published weights: one record per file, data only.
 
-Gathered in 2026 from timm 1.0.31 (its pretrained configurations and its
+Collected in 2026 from timm 1.0.31 (its pretrained configurations and its
 results-imagenet.csv), torchvision 0.28.0 (`models/resnet.py`) and
 keras-applications 1.0.8 (`resnext.py` and its README).
 """
@@ -24,7 +24,7 @@ class WeightsRecord:
     Attributes:
         model: The network in the paper's notation, such as
             `"resnext50_32x4d"`.
-        tag: What `weights=` takes for it.
+        tag: Its name in `weights=`.
         source: `"huggingface"`, a repository of timm's with
             `model.safetensors`; `"torchvision"`, a `.pth` file; or
             `"keras-applications"`, a `.h5` file.
@@ -33,18 +33,18 @@ class WeightsRecord:
         image_size: Side of the evaluated square, in pixels.
         resize_size: Shorter side before the centre crop, in pixels.
         interpolation: `"bilinear"` or `"bicubic"`, antialiased.
-        top1: Accuracy on ImageNet-1K's validation images, in percent.
-        top5: The same for the best five classes.
+        top1: Top-1 accuracy on ImageNet-1K's validation images, in percent.
+        top5: Top-5 accuracy, in percent.
         measured_by: Who published these accuracies, measured with exactly
             this transform.
         origin: Who trained it, and how.
-        parameters: Trainable values with the classifier.
-        include_top: Whether the file has the classifier.
-        sha256: How the file's SHA-256 begins, if its publisher says.
-        md5: The file's MD5, if its publisher says.
+        parameters: Number of trainable values, classifier included.
+        include_top: Whether the file contains the classifier.
+        sha256: First digits of the file's SHA-256, if published.
+        md5: The file's MD5, if published.
         revision: Branch, tag or commit of the Hub's repository.
-        mean: Subtracted from pixels in [0, 1], one for each channel.
-        std: What divides the rest.
+        mean: Mean of pixels in [0, 1], one number per channel.
+        std: Their standard deviation.
 
     Example:
 
@@ -112,7 +112,7 @@ _PARAMETERS = {
     "resnext101_32x48d": 828_411_176,
     "resnext101_64x4d": 83_455_272,
 }
-# Moving means and variances, which files have too.
+# Moving means and variances, which are in the files too.
 _STATISTICS = {
     "resnext50_32x4d": 68_224,
     "resnext101_32x4d": 137_856,
@@ -128,7 +128,7 @@ _RSB = "timm, 'ResNet strikes back' (arXiv 2110.00476), procedure "
 _V1 = "torchvision, references/classification#resnext"
 _V2 = "torchvision, issue 3995, the new recipe"
 _V3 = "torchvision, pull request 5935"
-# What all networks of a tag share: licence, interpolation, origin.
+# Tag -> licence, interpolation, origin.
 _TAGS = {
     "a1_in1k": (APACHE, "bicubic", _RSB + "A1"),
     "a1h_in1k": (APACHE, "bicubic", _RSB + "A1h"),
@@ -156,8 +156,7 @@ _TAGS = {
     ),
 }
 
-# Model, tag, image size, its share of the resized image's shorter side, top-1
-# and top-5.
+# Model, tag, image size, crop_pct, top-1, top-5.
 _TIMM = (
     ("resnext50_32x4d", "a1_in1k", 288, 1.0, 81.48, 95.152),
     ("resnext50_32x4d", "a1h_in1k", 288, 1.0, 82.016, 95.934),
@@ -193,7 +192,7 @@ _TIMM = (
     ("resnext101_64x4d", "tv_in1k", 224, 0.875, 82.978, 96.252),
 )
 
-# Model, version, how the SHA-256 begins, shorter side, top-1, top-5, origin.
+# Model, version, first digits of SHA-256, resize size, top-1, top-5, origin.
 _TORCHVISION = (
     ("resnext50_32x4d", 1, "7cdf4587", 256, 77.618, 93.698, _V1),
     ("resnext50_32x4d", 2, "1a0047aa", 232, 81.198, 95.34, _V2),
@@ -228,9 +227,9 @@ _KERAS_ORIGIN = (
 
 
 def _records():
-    for model, tag, size, share, top1, top5 in _TIMM:
+    for model, tag, size, crop_pct, top1, top5 in _TIMM:
         license, interpolation, origin = _TAGS[tag]
-        # timm evaluates this file of torchvision's otherwise than they do.
+        # timm evaluates this file of torchvision's differently.
         if (model, tag) == ("resnext101_64x4d", "tv_in1k"):
             origin = _V3
         yield WeightsRecord(
@@ -240,7 +239,7 @@ def _records():
             address=f"timm/{model}.{tag}",
             license=license,
             image_size=size,
-            resize_size=math.floor(size / share),
+            resize_size=math.floor(size / crop_pct),
             interpolation=interpolation,
             top1=top1,
             top5=top5,
