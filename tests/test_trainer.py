@@ -197,6 +197,29 @@ def test_other_recipes_train(changes, toy_recipe, tmp_path):
 
 
 @pytest.mark.integration
+def test_stochastic_depth_is_trained_resumed_and_not_saved(
+    toy_recipe, tmp_path
+):
+    recipe = dataclasses.replace(toy_recipe, drop_path_rate=0.5)
+    expected = train(recipe, tmp_path / "x")
+    model = expected.load_model()
+    assert not any(layer.name.endswith("_drop") for layer in model.layers)
+    result = evaluate(model, recipe.dataset)
+    last = expected.history[-1]
+    assert result.loss == pytest.approx(last["val_loss"], rel=1e-4)
+
+    def stop(entry):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "y", on_epoch=stop)
+    resumed = train(recipe, tmp_path / "y")
+    # Another block dropped in one step would change the loss by percents.
+    for got, want in zip(resumed.history, expected.history, strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-3)
+
+
+@pytest.mark.integration
 def test_images_that_cannot_be_decoded(toy_recipe, shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)

@@ -20,6 +20,13 @@ from keras_resnext.transforms import decode
 _MIX = -1  # in a seed, where images have their number
 _NO_LABEL = -1  # of padding in the last batch
 
+# Traced once per process, not several times in the pipeline of each epoch.
+_traced_once = tf.function(
+    autograph=False, input_signature=[tf.TensorSpec((), tf.string)]
+)
+_decode = _traced_once(decode)
+_exif_orientation = _traced_once(exif_orientation)
+
 
 @dataclasses.dataclass(frozen=True)
 class InputShard:
@@ -102,6 +109,8 @@ class BadImages:
             errors of `load` are raised.
         """
 
+        load = tf.function(load, autograph=False)  # traced once, not thrice
+
         def note(name):
             self._names[name.decode()] = True
             return np.float32(0)
@@ -114,7 +123,7 @@ class BadImages:
             return *placeholder, tf.ensure_shape(weight, ())
 
         def decodes(name, encoded, *_):
-            return tf.size(decode(encoded)) > 0
+            return tf.size(_decode(encoded)) > 0
 
         def careful(*example):
             this = tf.data.Dataset.from_tensors(example)
@@ -225,7 +234,7 @@ def _augmented(encoded, recipe, seed):
         image = _resize(window, size, recipe.interpolation)
     else:
         transform = EvalTransform.from_crop_pct(size)
-        image = transform.pixels_in_graph(decode(encoded))
+        image = transform.pixels_in_graph(_decode(encoded))
     image = tf.ensure_shape(image, (size, size, 3))
     if recipe.crop_padding:
         image = augment.pad_and_crop(image, recipe.crop_padding, seeds[1])
@@ -249,7 +258,7 @@ def _decode_window(encoded, smallest_area, seed):
 
     def jpeg():
         shape = tf.io.extract_jpeg_shape(encoded)
-        orientation = exif_orientation(encoded)
+        orientation = _exif_orientation(encoded)
         window = augment.random_window(
             [*tf.unstack(upright_shape(shape, orientation)), 3],
             smallest_area,
@@ -264,7 +273,7 @@ def _decode_window(encoded, smallest_area, seed):
         return upright(part, orientation)
 
     def other():
-        image = decode(encoded)
+        image = _decode(encoded)
         window = augment.random_window(tf.shape(image), smallest_area, seed)
         top, left, height, width = tf.unstack(window)
         return image[top : top + height, left : left + width]
@@ -320,7 +329,7 @@ def evaluation_batches(
         image = tf.cond(
             label == _NO_LABEL,
             lambda: blank,
-            lambda: transform.pixels_in_graph(decode(encoded)),
+            lambda: transform.pixels_in_graph(_decode(encoded)),
         )
         return image, label
 

@@ -234,6 +234,12 @@ class _Training:
             model=self.model,
             optimizer=self.optimizer,
             averages=self.average.averages,
+            # Of stochastic depth; `model` does not include it.
+            random_state=[
+                variable.value
+                for variable in self.model.variables
+                if not variable.value.dtype.is_floating
+            ],
             step=self.step,
             totals=self.totals,
             best=self.best,
@@ -369,7 +375,8 @@ class _Training:
     def _write_model(self, path):
         """Write the model with its labels and transform, if chief."""
         if self.writes:
-            # By layer: with stochastic depth the trained model has seeds too.
+            # By name: the final model has no stochastic depth, and so another
+            # order of layers.
             for layer in self.final_model.layers:
                 if layer.weights:
                     trained = self.model.get_layer(layer.name)
