@@ -160,7 +160,7 @@ class _Serving(tf.Module):
         signatures = {"serving_default": self.pixels}
         if self._takes_pixels:
             spec = self._graph.spec(None, "uint8")
-            self.uint8 = self._function(self._serve, spec)
+            self.uint8 = self._function(self._serve_uint8, spec)
             signatures["image_uint8"] = self.uint8
         if self._takes_pixels and self._transform:
             spec = tf.TensorSpec((None,), tf.string, "image_bytes")
@@ -192,8 +192,14 @@ class _Serving(tf.Module):
             outputs["top_labels"] = tf.gather(names, best.indices)
         return outputs
 
+    # The other signatures call the first, so that the network is traced,
+    # stored and loaded once.
+
+    def _serve_uint8(self, image):
+        return self.pixels(tf.cast(image, tf.float32))
+
     def _serve_bytes(self, image_bytes):
-        return self._serve(
+        return self.pixels(
             tf.map_fn(
                 lambda encoded: self._transform.pixels_in_graph(
                     decode(encoded)
