@@ -1,9 +1,9 @@
-"""Images from files: how fast they come, and what the loop around steps costs.
+"""Input pipelines: images per second, and the cost of the training loop.
 
-Photographs of 500x375 pixels in JPEG files become batches of random crops of
-224, resized and flipped, in a pipeline of this package and in torchvision's;
-and steps of `keras_resnext.training.train`, which reads such files, are timed
-beside the bare compiled step on a batch that is there.
+JPEG photographs of 500x375 pixels become batches of random resized crops of
+224 pixels, half of them flipped, in this package's pipeline and torchvision's.
+Steps of `keras_resnext.training.train`, which reads such files, are timed
+beside the bare compiled step on a batch in memory.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from benchmarks.harness import take_turns
 from benchmarks.job import Job
 
 IMAGES, BATCH, BATCHES = 1024, 32, 8
-SHAPE = (500, 375)  # width and height, as of many of ImageNet's
+SHAPE = (500, 375)  # width and height of many images of ImageNet
 TASKS = {
     "loading": ("keras_resnext images", "torchvision images"),
     "training": ("keras_resnext loop", "keras_resnext grouped"),
@@ -30,7 +30,7 @@ TASKS = {
 
 
 def write_photographs(folder):
-    """Parts of two real photographs, each of them another one, by class."""
+    """Write random crops of two photographs, a class each."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -55,7 +55,7 @@ def write_photographs(folder):
 
 
 def our_images(job):
-    """Some batches of an endless run through our pipeline."""
+    """Build a function that takes some batches from our pipeline."""
     import tensorflow as tf
 
     from keras_resnext.training.datasets import open_dataset
@@ -71,7 +71,7 @@ def our_images(job):
 
 
 def their_images(job):
-    """The same of torchvision's, in as many processes as threads."""
+    """The same for torchvision's, with a process for each thread."""
     import torch
 
     from benchmarks.subjects import import_torchvision
@@ -104,13 +104,13 @@ def _some(batches):
 
 
 def _take(images):
-    """What shows that they have arrived."""
+    """A pixel, which shows that the batches have arrived."""
     assert len(images) == BATCHES
     return float(images[-1][0, 0, 0, 0])
 
 
 def our_loop(job):
-    """A step of `train`, which stands still between calls."""
+    """Build a function that lets `train`, which waits, do one step."""
     import tensorflow as tf
 
     from keras_resnext.training import train
@@ -160,8 +160,8 @@ def measure_loading(job: Job, rounds: int = 6, log=print) -> dict:
 
     Args:
         job: Network, image size and threads.
-        rounds: How often everyone has a turn. Defaults to 6.
-        log: Called with a line about what happens.
+        rounds: Turns of each subject. Defaults to 6.
+        log: Called with a line for each task.
 
     Returns:
         Seconds by task and subject, as `harness.summary` has them, and the
@@ -175,7 +175,7 @@ def measure_loading(job: Job, rounds: int = 6, log=print) -> dict:
             workers = {}
             try:
                 for subject in subjects:
-                    # The bare step has no files to read.
+                    # The bare step reads no files.
                     files = folder if subject != "keras_resnext grouped" else ""
                     asked = dataclasses.replace(
                         job,

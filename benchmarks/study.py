@@ -26,11 +26,11 @@ def run_study(
     networks=AXES["cardinality"],
     log=print,
 ) -> list[dict]:
-    """Train every network, or read what was trained before.
+    """Train every network, or read the results of finished runs.
 
     Args:
-        folder: Where the runs are. Those that are finished are not trained
-            again, so that a study that was stopped goes on.
+        folder: Folder of the runs. Finished ones are not trained again, so
+            that a study can be resumed.
         recipe: A `Recipe`; model, shortcuts and seed are set here.
         depth: Layers, 9n + 2. Defaults to 29, the paper's for CIFAR.
         seeds: Runs of each network. Defaults to 3.
@@ -39,7 +39,7 @@ def run_study(
         log: Called with a line for each run.
 
     Returns:
-        A record for each run, with what its last epoch measured.
+        A record for each run, with the metrics of its last epoch.
     """
     import keras
 
@@ -58,7 +58,7 @@ def run_study(
         )
         plain = "" if residual else "_plain"
         run = train(this, folder / f"{this.model}{plain}_{seed}", keep=1)
-        # It is finished, and thirty runs' are a gigabyte.
+        # No longer needed; those of thirty runs are a gigabyte.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         last = run.history[-1]
         records.append(
@@ -72,7 +72,7 @@ def run_study(
                 "error": 100 * (1 - last["val_accuracy"]),
             }
         )
-        keras.backend.clear_session()  # or thirty graphs stay
+        keras.backend.clear_session()  # or thirty graphs stay in memory
         log(
             f"{name}, {'with' if residual else 'without'} shortcuts, seed "
             f"{seed}: error {records[-1]['error']:.2f} %, loss "
@@ -95,25 +95,21 @@ def _multiply_adds(recipe):
 
 
 def series(records, residual, value):
-    """One line of the picture.
-
-    Returns:
-        A dict from a network's name to the values of its runs.
-    """
-    found = {}
+    """The values of each network's runs, by its name."""
+    line = {}
     for record in records:
         if record["residual"] == residual:
             name = "{cardinality}x{base_width}d".format(**record)
-            found.setdefault(name, []).append(record[value])
-    return found
+            line.setdefault(name, []).append(record[value])
+    return line
 
 
-def verdict(records, held_out: int) -> list[str]:
-    """What the numbers show, and what they cannot.
+def verdict(records, images: int) -> list[str]:
+    """What the numbers show, and what they cannot show.
 
     Args:
-        records: Of `run_study`, with two seeds or more.
-        held_out: Number of held-out images.
+        records: Result of `run_study`, with two seeds or more.
+        images: Number of test images.
 
     Returns:
         Sentences.
@@ -137,39 +133,39 @@ def verdict(records, held_out: int) -> list[str]:
         # Three questions are asked of the same runs (Bonferroni).
         shown = "a difference" if chance < 0.05 / len(pairs) else "not shown"
         lines.append(
-            f"{what}: held-out loss {difference:+.4f} over {len(ours)} seeds, "
+            f"{what}: test loss {difference:+.4f} over {len(ours)} seeds, "
             f"p = {chance:.3f} (Welch): {shown}."
         )
     mistakes = statistics.mean(record["error"] for record in records) / 100
-    deviation = 100 * math.sqrt(mistakes * (1 - mistakes) / held_out)
+    deviation = 100 * math.sqrt(mistakes * (1 - mistakes) / images)
     lines.append(
-        f"The spread is that of seeds. One of the {held_out} held-out digits "
-        f"is {100 / held_out:.2f} % of error, and other digits to hold out "
-        f"would move an error of {100 * mistakes:.1f} % by {deviation:.1f} % "
+        f"The spread is over seeds. One of the {images} test digits is "
+        f"{100 / images:.2f} % of error, and another choice of test digits "
+        f"would change an error of {100 * mistakes:.1f} % by {deviation:.1f} % "
         "(one standard deviation). The paper's cardinalities differ by 0.1 to "
-        "1.7 % on 50,000 images of ImageNet, up to six of these digits: a "
-        "study of this size cannot find or refute that. It shows "
-        "that the networks train, at what cost, and effects that are larger."
+        "1.7 % on 50,000 images of ImageNet, at most six of these digits: a "
+        "study of this size can neither confirm nor refute that. It shows "
+        "that the networks train, at what cost, and larger effects."
     )
     return lines
 
 
 def chance_of(ours, theirs):
-    """Of so large a difference of means, if there were none (Welch's t)."""
+    """The p-value of a difference of means (Welch's t-test)."""
     from scipy.stats import ttest_ind
 
     return float(ttest_ind(ours, theirs, equal_var=False).pvalue)
 
 
-def print_study(records, held_out, console):
-    """A table of means and deviations, then the verdict."""
+def print_study(records, images, console):
+    """Print means and standard deviations, then the verdict."""
     from rich.table import Table
 
     table = Table(
         "",
         "multiply-adds (M)",
-        "held-out error (%)",
-        "held-out loss",
+        "test error (%)",
+        "test loss",
         "training loss",
         title="Last epoch: mean and standard deviation over seeds",
     )
@@ -190,12 +186,12 @@ def print_study(records, held_out, console):
                 ),
             )
     console.print(table)
-    for line in verdict(records, held_out):
+    for line in verdict(records, images):
         console.print(line)
 
 
 def draw_study(records, path):
-    """Error and loss against cardinality, each run and the spread."""
+    """Draw error and loss against cardinality: each run and the spread."""
     import matplotlib.pyplot as plt
 
     from benchmarks.report import STYLE
@@ -205,7 +201,7 @@ def draw_study(records, path):
     for axis, value, label in zip(
         axes,
         ("error", "loss"),
-        ("held-out error (%)", "held-out cross-entropy (nats)"),
+        ("test error (%)", "test cross-entropy (nats)"),
         strict=True,
     ):
         for residual, colour in zip(

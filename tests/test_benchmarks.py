@@ -229,7 +229,7 @@ def test_study_says_what_numbers_show():
         for seed in range(3)
     ]
     cardinality, *shortcuts, chance = study.verdict(records, 100)
-    assert cardinality.startswith("32x1d against 1x1d: held-out loss")
+    assert cardinality.startswith("32x1d against 1x1d: test loss")
     assert "over 3 seeds" in cardinality
     assert cardinality.endswith("(Welch): not shown.")
     assert all(line.endswith(": a difference.") for line in shortcuts)

@@ -1,7 +1,7 @@
-"""Random changes to training images, each a function of image and seed.
+"""Data augmentation: functions of an image and a seed.
 
-Images are pixels in [0, 255], float32 except where it does not matter. A seed
-is a tensor of two integers; the same seed, the same change.
+Images are pixels in [0, 255], float32 unless noted. A seed is a tensor of two
+integers; the same seed gives the same result.
 """
 
 import functools
@@ -10,12 +10,11 @@ import math
 import keras
 import tensorflow as tf
 
-# Of red, green and blue in what people see as brightness (ITU-R 601), as
-# Pillow has them.
+# Luma weights of red, green and blue (ITU-R 601), as in Pillow.
 _GRAY = (0.299, 0.587, 0.114)
-_MEAN = (124, 116, 104)  # of ImageNet's pixels, in whole numbers
-# Eigenvalues and eigenvectors of ImageNet's pixels, of values in [0, 1]:
-# Krizhevsky et al. 2012, section 4.1, as fb.resnet.torch has the numbers.
+_MEAN = (124, 116, 104)  # ImageNet's mean colour
+# Eigenvalues and eigenvectors of ImageNet's colours in [0, 1]: Krizhevsky et
+# al. 2012, section 4.1, with the values of fb.resnet.torch.
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),
@@ -25,7 +24,7 @@ _EIGENVECTORS = (
 
 
 def pad_and_crop(image, padding, seed):
-    """Put black pixels around an image and crop it back at random.
+    """Pad an image with black and crop it back at a random position.
 
     Args:
         image: Tensor `(height, width, channels)`.
@@ -50,15 +49,15 @@ def pad_and_crop(image, padding, seed):
 
 
 def random_window(shape, smallest_area, seed):
-    """Where a crop of random size and proportions (3:4 to 4:3) lies.
+    """The window of a random resized crop, of aspect ratio 3:4 to 4:3.
 
     Args:
         shape: Tensor of an image's height, width and channels.
-        smallest_area: Smallest share of the image's area.
+        smallest_area: Smallest fraction of the image's area.
         seed: Tensor of two integers.
 
     Returns:
-        int32 tensor of the first row, the first column, height and width.
+        int32 tensor `(top, left, height, width)`.
 
     Example:
 
@@ -66,7 +65,7 @@ def random_window(shape, smallest_area, seed):
     TensorShape([4])
 
     Reference:
-        Szegedy et al., arXiv 1409.4842, section 6, as fb.resnet.torch has it.
+        Szegedy et al., arXiv 1409.4842, section 6, as in fb.resnet.torch.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -82,7 +81,7 @@ def random_window(shape, smallest_area, seed):
 
 
 def flip(image, seed):
-    """Mirror an image left to right, or not, with equal chances.
+    """Flip an image horizontally with probability 1/2.
 
     Args:
         image: Tensor `(height, width, channels)`.
@@ -104,7 +103,7 @@ def color_jitter(image, strength, seed):
 
     Args:
         image: Tensor `(height, width, 3)`.
-        strength: Largest change, as a share of what is there.
+        strength: Largest relative change.
         seed: Tensor of two integers.
 
     Returns:
@@ -116,8 +115,8 @@ def color_jitter(image, strength, seed):
     TensorShape([32, 32, 3])
 
     Reference:
-        fb.resnet.torch, `datasets/transforms.lua`, as facebookresearch/ResNeXt
-        uses it.
+        fb.resnet.torch, `datasets/transforms.lua`, which
+        facebookresearch/ResNeXt uses.
     """
     factor_seed, order_seed = _split(seed, 2)
     low, high = max(0.0, 1 - strength), 1 + strength
@@ -140,7 +139,7 @@ def lighting(image, deviation, seed):
 
     Args:
         image: Tensor `(height, width, 3)`.
-        deviation: Standard deviation of the noise, in eigenvalues.
+        deviation: Standard deviation of the noise, times the eigenvalues.
         seed: Tensor of two integers.
 
     Returns:
@@ -160,11 +159,11 @@ def lighting(image, deviation, seed):
 
 
 def erase(image, probability, seed):
-    """Fill a rectangle of an image with ImageNet's mean colour, or do not.
+    """Random erasing: fill a rectangle with ImageNet's mean colour.
 
     Args:
         image: Tensor `(height, width, 3)`.
-        probability: Of there being a rectangle.
+        probability: Probability of doing so.
         seed: Tensor of two integers.
 
     Returns:
@@ -177,7 +176,7 @@ def erase(image, probability, seed):
 
     Reference:
         Zhong et al., arXiv 1708.04896, with torchvision's ranges: 2 to 33 %
-        of the area, proportions of 0.3 to 3.3.
+        of the area, aspect ratios of 0.3 to 3.3.
     """
     attempts = 10
     chance, area_seed, ratio_seed, place_seed = _split(seed, 4)
@@ -207,7 +206,7 @@ def erase(image, probability, seed):
 
 
 class _Seeds(keras.random.SeedGenerator):
-    """What Keras' layers take for a source of seeds, without its variable."""
+    """A seed generator for Keras' layers that has no variable."""
 
     def __init__(self, seed):
         self._next = seed
@@ -218,17 +217,17 @@ class _Seeds(keras.random.SeedGenerator):
 
 
 def make_mix(mixup, cutmix):
-    """Build what blends the images of a batch, and their labels.
+    """Build mixup and CutMix, which blend the images and labels of a batch.
 
     Args:
         mixup: Alpha of mixup, or 0.
-        cutmix: Alpha of CutMix, or 0. With both above 0 each batch gets one
-            of them, with equal chances.
+        cutmix: Alpha of CutMix, or 0. With both, each batch gets one of them
+            with equal probability.
 
     Returns:
-        A function of images `(batch, height, width, channels)`, labels as
-        probabilities, float32 `(batch, classes)`, and a seed, to images and
-        labels of the same shapes.
+        A function from images `(batch, height, width, channels)`,
+        probabilities, float32 `(batch, classes)`, and a seed to images and
+        probabilities of the same shapes.
 
     Example:
 
@@ -264,7 +263,7 @@ def _mixed(layer, images, labels, seed):
 
 
 def trivial_augment(image, seed):
-    """Do one of fourteen things to an image, with random strength.
+    """TrivialAugmentWide: one of fourteen operations at random strength.
 
     Args:
         image: Tensor `(height, width, 3)`.
@@ -279,8 +278,8 @@ def trivial_augment(image, seed):
     TensorShape([32, 32, 3])
 
     Reference:
-        Müller and Hutter, arXiv 2103.10158, the wide ranges, in torchvision's
-        31 steps.
+        Müller and Hutter, arXiv 2103.10158, wide ranges, in torchvision's 31
+        steps.
     """
     which_seed, step_seed, sign_seed = _split(seed, 3)
     which = tf.random.stateless_uniform(
@@ -322,7 +321,7 @@ def _saturation(image, factor):
 
 
 def _sharpness(image, factor):
-    # Pillow's filter for it; it leaves the border as it is.
+    # Pillow's smoothing filter, which leaves the border unchanged.
     weights = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
     kernel = tf.tile(weights[..., None, None], (1, 1, 3, 1))
     smooth = tf.nn.depthwise_conv2d(image[None], kernel, (1, 1, 1, 1), "VALID")
@@ -340,7 +339,7 @@ def _enhance(change, image, share, sign):
 
 
 def _warp(image, matrix):
-    """Each pixel from where an affine map says, the nearest; else black."""
+    """Apply an affine map from output to input: nearest pixel, else black."""
     transform = tf.concat([tf.reshape(matrix, [-1]), [0.0, 0.0]], 0)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
@@ -353,8 +352,8 @@ def _warp(image, matrix):
 
 
 def _affine(image, matrix, center=(0.0, 0.0)):
-    """A linear map of pixel centres around a point, from output to input."""
-    # Pixel centres lie half a pixel from the corner.
+    """Apply a linear map around a point, from output to input."""
+    # Coordinates are those of pixel centres, half a pixel from the corner.
     about = tf.constant(center) - 0.5
     offset = about - tf.linalg.matvec(matrix, about)
     return _warp(image, tf.concat([matrix, offset[:, None]], axis=1))
@@ -409,7 +408,7 @@ def _auto_contrast(image, share, sign):
 
 
 def _equalize(image, share, sign):
-    """As many pixels of each brightness, channel by channel."""
+    """Equalise the histogram of each channel, as Pillow does."""
     pixels = tf.cast(image, tf.int32)
 
     def table(channel):
@@ -427,7 +426,7 @@ def _equalize(image, share, sign):
     return tf.cast(tf.stack(channels, axis=-1), tf.float32)
 
 
-# Each of image, strength as a share of the largest, and sign (-1 or 1).
+# Functions of image, strength in [0, 1], and sign (-1 or 1).
 OPERATIONS = {
     "Identity": lambda image, share, sign: image,
     "ShearX": _shear_x,

@@ -1,7 +1,7 @@
 """Checkpoints: keep the newest few, restore the newest readable one.
 
-Not `tf.train.CheckpointManager`: it lists checkpoints in a file of its own,
-and a run whose list is damaged would silently start again from the beginning.
+Not `tf.train.CheckpointManager`: it keeps a list of checkpoints in a file, and
+a run whose list is missing or garbled would silently start from scratch.
 """
 
 import logging
