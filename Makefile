@@ -24,7 +24,7 @@ demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 test: lint  ## Lint, import contract and quick tests, 6 minutes at most
 	$(BIN)/python -m pytest
 
-test-all: test peers mediapipe  ## Also processes, all networks, other libraries
+test-all: peers mediapipe  ## The rest: processes, all networks, other libraries
 	$(BIN)/python -m pytest -m "integration and not slow"
 
 test-slow: $(VENV)/peers.installed  ## Only the tests of minutes or gigabytes
