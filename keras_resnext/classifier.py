@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from collections.abc import Sized
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ import numpy as np
 from keras_resnext import imagenet
 from keras_resnext.files import staged
 from keras_resnext.inspection import check_classifier
+from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
@@ -115,6 +117,7 @@ class Classifier:
             raise ValueError(
                 f"`model` must be a keras.Model; got {self.model!r}."
             )
+        self._check_labels()
         size = _square_side(self.model)
         if self.transform is None and size:
             transform = EvalTransform.from_crop_pct(size)
@@ -124,6 +127,24 @@ class Classifier:
                 f"`transform` must be an EvalTransform to the model's {size} "
                 f"pixels; got {self.transform!r}."
             )
+
+    def _check_labels(self):
+        """Refuse labels that are not one name for each class."""
+        labels = self.labels
+        if labels is None:
+            return
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise ValueError(
+                f"`labels` must be a list of names; got {labels!r}."
+            )
+        labels = list(labels)
+        count = self.model.output_shape[-1] if classifies(self.model) else 0
+        if len(labels) != count or not all(isinstance(x, str) for x in labels):
+            raise ValueError(
+                f"`labels` must be the model's {count} class names; got "
+                f"{labels[:20]}."
+            )
+        object.__setattr__(self, "labels", labels)
 
     @classmethod
     def load(
@@ -151,11 +172,16 @@ class Classifier:
         ['0', '1']
         """
         path = pathlib.Path(source)
-        if weights is None and path.is_dir():
+        if not (path.exists() or path.suffix or path.name != str(source)):
+            return cls._load_published(str(source), weights or "imagenet")
+        if weights is not None:
+            raise ValueError(
+                "`weights` must be None unless `source` is a model's name; got "
+                f"{weights!r} with {path}."
+            )
+        if path.is_dir():
             return cls._load_run(path)
-        if weights is None and path.suffix == ".keras":
-            return cls._load_file(path)
-        return cls._load_published(str(source), weights or "imagenet")
+        return cls._load_file(path)
 
     @classmethod
     def _load_run(cls, folder):
@@ -176,10 +202,10 @@ class Classifier:
     @classmethod
     def _load_file(cls, path):
         """A `.keras` file, with what this package wrote into it."""
-        if not path.is_file():
+        if path.suffix != ".keras" or not path.is_file():
             raise ValueError(
                 "`source` must be the folder of a training run, a .keras file "
-                f"or a model's name; there is no file {path}."
+                f"or a model's name; got {path}."
             )
         metadata = _read_metadata(path)
         return cls(keras.saving.load_model(path), **metadata)
@@ -414,7 +440,9 @@ def _named_images(images):
                 "`images` must be image files or a folder with some; "
                 f"{folder} has none that end in {', '.join(IMAGE_SUFFIXES)}."
             )
-    if not isinstance(images, Iterable) or not len(images):
+    if not isinstance(images, Iterable) or (
+        isinstance(images, Sized) and not len(images)
+    ):
         raise ValueError(
             f"`images` must be image files, a folder or arrays; got {images!r}."
         )

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_resnext import private
+
 
 def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
     """The layer that computes an output, looked up in nested models too.
@@ -23,7 +25,7 @@ def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
     """
     outputs = getattr(model, "outputs", None)
     if outputs:
-        layer, _, index = outputs[index]._keras_history
+        layer, _, index = private.keras_history(outputs[index])
     elif model.layers:
         layer, index = model.layers[-1], 0
     else:

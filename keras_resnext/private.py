@@ -1,9 +1,18 @@
 """Private names of other libraries, each with the reason it is needed.
 
-Nothing else in this package reads a private name of Keras, TensorFlow or
-tf2onnx. `tests/test_private.py` tries every one, so that a new version without
-it is noticed by name.
+Private names of Keras, TensorFlow and tf2onnx are read here, but for those of
+optimizers, which a subclass has to use (`OPTIMIZER_NAMES`).
+`tests/test_private.py` tries every one, so that a new version without it is
+noticed by name.
 """
+
+# Keras documents no other way to update a variable in one kernel
+# (`training/optimizer.py`).
+OPTIMIZER_NAMES = (
+    "_get_variable_index",
+    "_use_weight_decay",
+    "_apply_weight_decay",
+)
 
 
 def keras_history(tensor):

@@ -18,6 +18,12 @@ class FeaturePyramid(keras.Model):
 
     Raises:
         ValueError: if the model has no such stages.
+
+    Example:
+
+    >>> maps = FeaturePyramid(keras_resnext.ResNeXt50(weights=None))
+    >>> list(maps.pyramid_outputs)
+    ['P2', 'P3', 'P4', 'P5']
     """
 
     def __init__(self, model):

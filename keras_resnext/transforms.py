@@ -165,9 +165,9 @@ class EvalTransform:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(config, dict) or set(config) != set(names):
-            found = list(config) if isinstance(config, dict) else config
+            keys = list(config) if isinstance(config, dict) else config
             raise ValueError(
-                f"`config` must be a dict with the keys {names}; got {found!r}."
+                f"`config` must be a dict with the keys {names}; got {keys!r}."
             )
         return cls(**config)
 

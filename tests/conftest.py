@@ -118,3 +118,27 @@ def toy_run(toy_recipe, tmp_path_factory):
     assert steps[-1].steps == 9
     assert [s.epoch for s in steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     return run
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits, prepared."""
+    from keras_resnext.training.datasets import open_dataset
+
+    data = open_dataset("digits")
+    data.prepare()
+    return data
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Three classes of flat colour, sizes of their own, and a stray file."""
+    for split, count in (("train", 4), ("val", 2)):
+        for shade, name in ((50, "dark"), (120, "grey"), (220, "light")):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                size = (20 + 5 * i, 30)
+                Image.new("RGB", size, (shade, 0, i)).save(place / f"{i}.png")
+            (place / "notes.txt").write_text("not an image")
+    return tmp_path

@@ -10,27 +10,6 @@ from keras_resnext.training import datasets
 from keras_resnext.transforms import EvalTransform
 
 
-@pytest.fixture(scope="module")
-def digits():
-    found = datasets.open_dataset("digits")
-    found.prepare()
-    return found
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of flat colour, sizes of their own, and a stray file."""
-    for split, count in (("train", 4), ("val", 2)):
-        for shade, name in ((50, "dark"), (120, "grey"), (220, "light")):
-            place = tmp_path / split / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                size = (20 + 5 * i, 30)
-                Image.new("RGB", size, (shade, 0, i)).save(place / f"{i}.png")
-            (place / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
 def test_digits_are_scikit_learns(digits):
     """Every scan once, in one of the two splits, and none changed."""
     expected = load_digits()
@@ -46,12 +25,12 @@ def test_digits_are_scikit_learns(digits):
     assert digits.num_examples("test") == 360
 
 
-def test_names_and_folders_are_told_apart(folder, monkeypatch):
-    (folder / "digits").mkdir()
-    monkeypatch.chdir(folder)
+def test_names_and_folders_are_told_apart(image_folder, monkeypatch):
+    (image_folder / "digits").mkdir()
+    monkeypatch.chdir(image_folder)
     assert datasets.locate("digits") == "digits"
-    assert datasets.locate("./digits") == str(folder / "digits")
-    assert datasets.locate(".") == str(folder)
+    assert datasets.locate("./digits") == str(image_folder / "digits")
+    assert datasets.locate(".") == str(image_folder)
     assert datasets.locate("no such name") == "no such name"
 
 
@@ -63,8 +42,8 @@ def test_one_class_is_none(tmp_path):
         datasets.open_dataset(str(tmp_path))
 
 
-def test_folder_of_images_by_class(folder):
-    found = datasets.open_dataset(str(folder))
+def test_folder_of_images_by_class(image_folder):
+    found = datasets.open_dataset(str(image_folder))
     found.prepare()
     assert found.labels == ["dark", "grey", "light"]
     assert found.val_split == "val"
@@ -82,7 +61,7 @@ def test_folder_of_images_by_class(folder):
 def test_unknown_data_sets_are_refused(tmp_path):
     for name in ("digitz", str(tmp_path / "nowhere")):
         with pytest.raises(
-            ValueError, match="`dataset` must be a folder .*got"
+            ValueError, match="`dataset` must be a image_folder .*got"
         ):
             datasets.open_dataset(name)
     with pytest.raises(ValueError, match="there is no image two folders below"):
@@ -91,14 +70,14 @@ def test_unknown_data_sets_are_refused(tmp_path):
         datasets.open_dataset("glue")
 
 
-def test_unknown_splits_are_refused(digits, folder):
+def test_unknown_splits_are_refused(digits, image_folder):
     with pytest.raises(
         ValueError, match="`split` must be .*train.*; got 'dev'"
     ):
         digits.pixels("dev", EvalTransform.from_crop_pct(8))
-    only = folder / "only"
+    only = image_folder / "only"
     only.mkdir()
-    (folder / "train").rename(only / "train")
+    (image_folder / "train").rename(only / "train")
     with pytest.raises(
         ValueError, match="images in one of the splits .*has train"
     ):

@@ -92,8 +92,11 @@ def test_every_route_turns_photographs_upright(
     result = evaluate(classifier, folder)
     of_cats = result.predictions[result.labels == 1]
     assert of_cats.tolist() == predicted.argmax(-1).tolist()
-
+    # The eight cats are one picture, and so are the bird and the dog.
     upright = predicted[0]
+    loss = -np.log(upright[[1] * 8 + [0, 2]]).mean()
+    # 1e-3 of a probability is so much of its logarithm.
+    assert result.loss == pytest.approx(loss, abs=1e-3 / float(upright.min()))
     assert np.ptp(upright) > 0.05
     for name, route in (
         ("predict", predicted),

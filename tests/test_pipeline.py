@@ -24,27 +24,6 @@ RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
 TRANSFORM = EvalTransform.from_crop_pct(8)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    found = datasets.open_dataset("digits")
-    found.prepare()
-    return found
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of flat colour, sizes of their own, and a stray file."""
-    for split, count in (("train", 4), ("val", 2)):
-        for shade, name in ((50, "dark"), (120, "grey"), (220, "light")):
-            place = tmp_path / split / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                size = (20 + 5 * i, 30)
-                Image.new("RGB", size, (shade, 0, i)).save(place / f"{i}.png")
-            (place / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
 def collect(batches):
     """Images and labels of all batches, without what fills the last one."""
     parts = zip(*batches.as_numpy_iterator(), strict=True)
@@ -159,7 +138,9 @@ def test_seeds_and_epochs_do_not_repeat_each_other(digits):
 def test_an_epoch_goes_on_at_any_step(name, digits, request):
     found, recipe = digits, dataclasses.replace(RECIPE, crop_padding=2)
     if name == "folder":
-        found = datasets.open_dataset(str(request.getfixturevalue("folder")))
+        found = datasets.open_dataset(
+            str(request.getfixturevalue("image_folder"))
+        )
         recipe = dataclasses.replace(recipe, batch_size=3)
     images, labels = collect(pipeline.training_batches(found, recipe, 1))
     for step in (1, 3):
@@ -222,12 +203,12 @@ def test_every_image_is_evaluated_once(replicas, pipelines, digits):
     np.testing.assert_array_equal(np.sort(same), np.sort(labels))
 
 
-def test_bad_images_are_named_and_left_out(folder):
-    bad_name = folder / "train" / "grey" / "1.png"
+def test_bad_images_are_named_and_left_out(image_folder):
+    bad_name = image_folder / "train" / "grey" / "1.png"
     whole = bad_name.read_bytes()
     bad_name.write_bytes(whole[: len(whole) // 2])
-    (folder / "val" / "dark" / "0.png").write_text("no image")
-    found = datasets.open_dataset(str(folder))
+    (image_folder / "val" / "dark" / "0.png").write_text("no image")
+    found = datasets.open_dataset(str(image_folder))
     recipe = dataclasses.replace(RECIPE, batch_size=4)
     bad = pipeline.BadImages("skip")
     images, labels = collect(

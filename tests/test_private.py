@@ -1,7 +1,9 @@
 """Private names of other libraries that `keras_resnext.private` relies on."""
 
+import ast
 import importlib.metadata
 import inspect
+import pathlib
 import re
 
 import keras
@@ -33,6 +35,33 @@ def test_private_name_exists(library, owner, name):
 def test_every_private_name_is_tested():
     used = set(re.findall(r"\w\.(_[a-z]\w*)", inspect.getsource(private)))
     assert used == {name for _, _, name in NAMES}
+
+
+@pytest.mark.parametrize("name", private.OPTIMIZER_NAMES)
+def test_private_name_of_optimizers_exists(name):
+    version = importlib.metadata.version("keras")
+    assert hasattr(keras.optimizers.SGD(), name), (
+        f"keras {version} has no {name}"
+    )
+
+
+def test_no_private_name_stands_elsewhere():
+    """Attributes of anything but `self`, in the whole package."""
+    # Named tuples' methods are public in spite of their names.
+    own = {*private.OPTIMIZER_NAMES, "_replace"}
+    used = {}
+    for path in pathlib.Path(private.__file__).parent.rglob("*.py"):
+        if path.name == "private.py":
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Attribute)
+                and re.match("_[a-z]", node.attr)
+                and ast.unparse(node.value) not in ("self", "cls", "super()")
+            ):
+                used[node.attr] = path.name
+    assert used.keys() <= own, used
 
 
 def test_onnx_passes_are_known_by_name():

@@ -140,13 +140,14 @@ def _stages(name, form):
     """The table of a model's cost by stage."""
     from keras_resnext.complexity import count_complexity
     from keras_resnext.complexity import total
+    from keras_resnext.names import stage_of
     from keras_resnext.variants import build
 
     network = build(name, form=form)
     counts = count_complexity(network)
     stages = {}
     for layer, count in counts.by_layer.items():
-        stages.setdefault(layer.partition("_")[0], {})[layer] = count
+        stages.setdefault(stage_of(layer) or layer, {})[layer] = count
     height, width = network.input_shape[1:3]
     rows = table(
         "stage",

@@ -52,6 +52,11 @@ def predict(
         for place in images
         for path in (list_images(place) if place.is_dir() else [place])
     ]
+    if not paths:
+        raise ValueError(
+            "`images` must be image files or folders with some; got "
+            f"{', '.join(map(str, images))}."
+        )
     classifier = Classifier.load(model, weights)
     predictions = []
     with progress_bar("images") as bar:

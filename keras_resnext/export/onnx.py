@@ -18,9 +18,9 @@ from keras_resnext.export.verify import Artifact
 from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import check_limits
-from keras_resnext.export.verify import first_line
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.export.verify import verify
+from keras_resnext.extras import first_line
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform

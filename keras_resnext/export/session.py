@@ -5,7 +5,6 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 
 import keras
@@ -201,25 +200,11 @@ class Session:
             )
 
     def _check_labels(self, labels):
-        """Labels as a list, if there is one for each class."""
-        if labels is None:
-            return None
-        if isinstance(labels, str) or not isinstance(labels, Iterable):
+        """Labels of one line each, as files store them."""
+        if not all(label.splitlines() == [label] for label in labels or ()):
             raise ValueError(
-                f"`labels` must be a list of names; got {labels!r}."
-            )
-        labels = list(labels)
-        classes = self.model.output_shape[-1] if self.classifies else 0
-        # Files have one on each line.
-        names = [
-            label
-            for label in labels
-            if isinstance(label, str) and label.splitlines() == [label]
-        ]
-        if len(names) != classes or len(labels) != classes:
-            raise ValueError(
-                f"`labels` must be the model's {classes} class names, each "
-                f"one line; got {labels[:20]}."
+                "`labels` must be class names of one line each; got "
+                f"{labels[:20]}."
             )
         return labels or None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_resnext.export.runtimes import OPENERS
 from keras_resnext.export.runtimes import in_batches
+from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import puts_out_probabilities
@@ -368,11 +369,6 @@ def logits(model, scores):
         return scores
     logs = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
     return logs - logs.mean(axis=-1, keepdims=True)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _size(path):

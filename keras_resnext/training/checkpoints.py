@@ -11,6 +11,8 @@ import shutil
 
 import tensorflow as tf
 
+from keras_resnext.extras import first_line
+
 _log = logging.getLogger("keras_resnext")
 _NAME = "step"
 
@@ -57,9 +59,8 @@ class Checkpoints:
             self._checkpoint.write(self._prefix(step))
         except tf.errors.OpError as error:
             self._remove(step)
-            reason = str(error).strip().splitlines()[0]
             raise OSError(
-                f"{self._prefix(step)} cannot be written: {reason}"
+                f"{self._prefix(step)} cannot be written: {first_line(error)}"
             ) from error
         # Newer ones are damaged: `restore` skipped them.
         known = [other for other in self.steps if other <= step]
@@ -88,11 +89,10 @@ class Checkpoints:
                 IndexError,
                 ValueError,
             ) as error:
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
                 _log.warning(
                     "%s is damaged (%s); trying the one before.",
                     self._prefix(step),
-                    reason,
+                    first_line(error),
                 )
                 damaged.append(step)
         if damaged:

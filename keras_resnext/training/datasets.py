@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from keras_resnext.extras import first_line
 from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
 from keras_resnext.transforms import EvalTransform
@@ -328,11 +329,10 @@ def _open_tfds(name, data_dir):
         AssertionError,  # no such version
         ValueError,  # no such configuration
     ) as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
             "`dataset` must be a folder of images by class or a name that "
             f"tfds.list_builders() knows, such as digits or cifar10; "
-            f"got {name!r} ({reason})"
+            f"got {name!r} ({first_line(error)})"
         ) from error
     if not (
         {"image", "label"} <= set(builder.info.features)

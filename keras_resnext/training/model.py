@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import stage_of
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.variants import build
 
@@ -71,9 +73,9 @@ def _build(recipe, classes, size, **options):
 def _freeze(model, last):
     """Freeze all stages up to and including `last`."""
     stages = dict.fromkeys(
-        layer.name.partition("_")[0]
+        stage_of(layer.name)
         for layer in model.layers
-        if layer.weights and layer.name != "predictions"
+        if layer.weights and layer.name != CLASSIFIER
     )
     if last and last not in stages:
         raise ValueError(
@@ -82,5 +84,5 @@ def _freeze(model, last):
         )
     frozen = list(stages)[: list(stages).index(last) + 1] if last else ()
     for layer in model.layers:
-        if layer.name.partition("_")[0] in frozen:
+        if stage_of(layer.name) in frozen:
             layer.trainable = False

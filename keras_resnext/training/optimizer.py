@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_resnext.names import CLASSIFIER
 from keras_resnext.training.recipe import Recipe
 
 _NOT_DECAYED = ("bias", "beta", "gamma")
@@ -137,7 +138,9 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
         optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
     if recipe.head_lr_factor != 1:
         optimizer.set_rate_factors(
-            recipe.head_lr_factor if v.path.startswith("predictions/") else 1.0
+            recipe.head_lr_factor
+            if v.path.startswith(f"{CLASSIFIER}/")
+            else 1.0
             for v in variables
         )
     if recipe.precision == "mixed_float16":

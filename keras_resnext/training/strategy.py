@@ -6,6 +6,7 @@ import os
 
 import tensorflow as tf
 
+from keras_resnext.extras import first_line
 from keras_resnext.training.pipeline import InputShard
 
 STRATEGIES = ("auto", "one", "mirrored", "multiworker", "tpu")
@@ -207,8 +208,7 @@ def _connect_to_tpu():
         # Reads `TPU_NAME`, which is "local" on a Cloud TPU VM.
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"`strategy` tpu needs a TPU that responds: {reason}"
+            f"`strategy` tpu needs a TPU that responds: {first_line(error)}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
