@@ -203,9 +203,10 @@ class Classifier:
     def _load_file(cls, path):
         """A `.keras` file, with what this package wrote into it."""
         if path.suffix != ".keras" or not path.is_file():
+            what = f"got {path}" if path.exists() else f"there is no {path}"
             raise ValueError(
                 "`source` must be the folder of a training run, a .keras file "
-                f"or a model's name; got {path}."
+                f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
         return cls(keras.saving.load_model(path), **metadata)

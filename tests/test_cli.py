@@ -343,7 +343,7 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
             "must have the model's 10 classes",
         ),
         ("evaluate {new}", "`dataset` must be given"),
-        ("evaluate {new} --dataset digits", "`model` must be one of"),
+        ("evaluate {new} --dataset digits", "`source` must be the folder of"),
         ("evaluate {run} --dataset x", "`dataset` must be"),
         ("evaluate {run} --split dev", "`split` must be one of"),
         ("evaluate {run}/model.keras", "`dataset` must be given"),
@@ -353,9 +353,9 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         ("predict resnext5 no.png", "Did you mean resnext50"),
         ("predict {other} no.png", "has no recipe.json"),
         ("predict {run} {other}/none", "must be an image file"),
-        ("predict no.keras no.png", "there is no file no.keras"),
+        ("predict no.keras no.png", "a model's name; there is no no.keras"),
         ("predict {run} x.png --json --csv", "--json or --csv; got both"),
-        ("predict {run} no.png --weights x", "`model` must be one of"),
+        ("predict {run} no.png --weights x", "`weights` must be None unless"),
         ("export {run} --format tfx", "`formats` must be some of savedmodel"),
         (
             "export {run} --quantize int4",
@@ -374,7 +374,7 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
             "export {run} --data-format CHW",
             "`data_format` must be NHWC or NCHW",
         ),
-        ("export {new}", "`model` must be one of"),
+        ("export {new}", "`source` must be the folder of"),
     ],
 )
 def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):

@@ -61,7 +61,7 @@ def test_folder_of_images_by_class(image_folder):
 def test_unknown_data_sets_are_refused(tmp_path):
     for name in ("digitz", str(tmp_path / "nowhere")):
         with pytest.raises(
-            ValueError, match="`dataset` must be a image_folder .*got"
+            ValueError, match="`dataset` must be a folder .*got"
         ):
             datasets.open_dataset(name)
     with pytest.raises(ValueError, match="there is no image two folders below"):

@@ -1300,7 +1300,9 @@ def test_images_and_labels_that_cannot_be_meant(small_model, pixels, tmp_path):
                 calibration=nothing,
             )
         for bad in ("two\nlines", "", "\x0c"):
-            with pytest.raises(ValueError, match="class names, each one line"):
+            with pytest.raises(
+                ValueError, match="class names of one line each"
+            ):
                 exporter(small_model, tmp_path / "m", labels=[*LABELS[1:], bad])
 
 
