@@ -6,25 +6,18 @@ them. TensorFlow's decoders do not look, and served graphs cannot call Python.
 
 import struct
 
-import numpy as np
-
 _EXIF = b"Exif\0\0"
 
-
 _PNG = b"\x89PNG\r\n\x1a\n"
-
 
 # How an IFD entry begins that has the orientation, in either byte order: tag
 # 0x0112, type 3 (SHORT), count 1.
 _ENTRY_II = bytes.fromhex("1201 0300 01000000")
 
-
 _ENTRY_MM = bytes.fromhex("0112 0003 00000001")
-
 
 # A position behind every file's end.
 _END = 1 << 40
-
 
 # From a JPEG marker to the next, by its second byte: 0 where a length follows.
 # 0xFF fills; 0x00, TEM, RST and SOI stand alone; the pixels come after SOS.
@@ -34,17 +27,26 @@ _JPEG_STEPS[0xD0:0xD9] = [2] * 9
 _JPEG_STEPS[0xD9] = _JPEG_STEPS[0xDA] = _END
 _JPEG_STEPS[0xFF] = 1
 
-
 # An image becomes upright by exchanging its axes if its orientation is 5 or
 # more, then reversing rows and columns: one pair for each orientation from 1
 # to 4, and the same again from 5 to 8.
 _REVERSED = ((False, False), (False, True), (True, True), (True, False))
 
+# Pillow's names of the same.
+_TRANSPOSITIONS = (
+    None,
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
+)
 
 # EXIF stands at the beginning of a file. A hostile file may have millions of
 # segments, which a graph would walk for minutes.
 _HEADER_BYTES = 1 << 18
-
 
 _MAX_SEGMENTS = 512
 
@@ -66,26 +68,25 @@ def read_orientation(exif: bytes) -> int:
     return _tiff_orientation(exif.removeprefix(_EXIF))
 
 
-def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an array upright.
+def turn(image, orientation: int):
+    """Turn a Pillow image upright.
 
     Args:
-        pixels: Array `(height, width, channels)`, as stored.
+        image: A Pillow image, as stored.
         orientation: From 1 to 8.
 
     Returns:
-        Array `(height, width, channels)`, or `(width, height, channels)` for
-        orientations from 5 to 8.
+        A Pillow image; its sides are exchanged for orientations from 5 to 8.
 
     Example:
 
-    >>> turn(np.zeros((3, 4, 3)), 6).shape
-    (4, 3, 3)
+    >>> turn(Image.new("RGB", (4, 3)), 6).size
+    (3, 4)
     """
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    axes = np.flatnonzero(_REVERSED[(orientation - 1) % 4])
-    return np.ascontiguousarray(np.flip(pixels, axes))
+    from PIL import Image
+
+    name = _TRANSPOSITIONS[orientation - 1]
+    return image.transpose(Image.Transpose[name]) if name else image
 
 
 def exif_orientation(encoded):

@@ -209,15 +209,14 @@ class EvalTransform:
         """
         from PIL import Image
 
-        image = _as_array(image)
-        height, width = image.shape[:2]
+        picture = _as_picture(image)
+        width, height = picture.size
         # The longer side is rounded down, the crop's corner to the nearest.
         if width <= height:
             size = (self.resize_size, int(self.resize_size * height / width))
         else:
             size = (int(self.resize_size * width / height), self.resize_size)
-        picture = Image.fromarray(image)
-        if size != (width, height):
+        if size != picture.size:
             resampling = Image.Resampling[self.interpolation.upper()]
             picture = picture.resize(size, resampling)
         left, top = (round((side - self.image_size) / 2) for side in size)
@@ -383,37 +382,7 @@ def read_image(source) -> np.ndarray:
     >>> read_image("photo.jpg").shape
     (3024, 4032, 3)
     """
-    from PIL import Image
-
-    name = "the image"
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        source = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    elif not hasattr(source, "read"):
-        raise ValueError(
-            "`source` must be a path, bytes or a file object; got "
-            f"{type(source).__name__}."
-        )
-    try:
-        with Image.open(source) as image:
-            return _upright_rgb(image)
-    except Image.UnidentifiedImageError as error:
-        # Its own message names the object that was read.
-        raise ValueError(
-            f"`source` must be an image file; {name}: unknown format."
-        ) from error
-    # SyntaxError is what Pillow has for damaged PNG files.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(
-            f"`source` must be an image file; {name}: {error}."
-        ) from error
+    return np.array(_read_picture(source))
 
 
 def decode(encoded):
@@ -467,13 +436,48 @@ def _three_numbers(name, value):
     return found
 
 
-def _as_array(image):
-    """Any kind of image as uint8 `(height, width, 3)`."""
+def _read_picture(source):
+    """What `read_image` reads, as a Pillow image."""
+    from PIL import Image
+
+    name = "the image"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+    elif not hasattr(source, "read"):
+        raise ValueError(
+            "`source` must be a path, bytes or a file object; got "
+            f"{type(source).__name__}."
+        )
+    try:
+        with Image.open(source) as image:
+            return _upright_rgb(image)
+    except Image.UnidentifiedImageError as error:
+        # Its own message names the object that was read.
+        raise ValueError(
+            f"`source` must be an image file; {name}: unknown format."
+        ) from error
+    # SyntaxError is what Pillow has for damaged PNG files.
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(
+            f"`source` must be an image file; {name}: {error}."
+        ) from error
+
+
+def _as_picture(image):
+    """Any kind of image as an upright Pillow image of RGB."""
     from PIL import Image
 
     encoded = (str, os.PathLike, bytes, bytearray, memoryview)
     if isinstance(image, encoded) or hasattr(image, "read"):
-        return read_image(image)
+        return _read_picture(image)
     if isinstance(image, Image.Image):
         return _upright_rgb(image)
     image = np.asarray(image)
@@ -483,11 +487,11 @@ def _as_array(image):
             "`image` must be uint8 (height, width, 3); got "
             f"{image.dtype} {image.shape}."
         )
-    return image
+    return Image.fromarray(image)
 
 
 def _upright_rgb(image):
-    """A Pillow image as an array, turned upright."""
+    """A Pillow image as RGB, turned upright."""
     from PIL import Image
 
     # Before the pixels are loaded: a PNG's eXIf chunk behind them is left
@@ -496,5 +500,4 @@ def _upright_rgb(image):
     if image.mode.startswith("I"):
         # 16 bits a pixel, of which Pillow's conversion clips all above 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-    pixels = np.asarray(image.convert("RGB"))
-    return turn(pixels, read_orientation(exif))
+    return turn(image.convert("RGB"), read_orientation(exif))
