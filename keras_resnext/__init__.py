@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import wrapt
 
+from keras_resnext.cpu import turn_on_onednn
+
 if TYPE_CHECKING:
     from keras_resnext import export as export
     from keras_resnext import layers as layers
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from keras_resnext.weights import load_weights as load_weights
 
 __version__ = "0.1.0"
+
+turn_on_onednn()  # here, because TensorFlow asks when it is imported
 
 _HOME = {
     "ResNet50": "variants",

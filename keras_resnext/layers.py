@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_resnext.cpu import warn_without_onednn
+
 IMPLEMENTATIONS = ("native", "split")
 
 _forced = None  # set by `use_conv_implementation`, read by every layer
@@ -158,9 +160,9 @@ def conv_implementation(dtype: str = "float32") -> str:
     Tested once for each dtype, by differentiating a tiny grouped convolution
     on the device that TensorFlow places it on. `"native"` is one
     `tf.nn.conv2d`. `"split"` is one convolution per group, for where the
-    native one has no gradient: without oneDNN (`TF_ENABLE_ONEDNN_OPTS=0`,
-    where inference fused with batch norm and ReLU fails too), and with
-    float16 or float64 on CPUs.
+    native one has no gradient: without oneDNN, where inference fused with
+    batch norm and ReLU fails too, and with float16 or float64 on CPUs.
+    `keras-resnext list --devices` shows who decided about oneDNN.
 
     Args:
         dtype: Name of the compute dtype. Defaults to `"float32"`.
@@ -237,6 +239,7 @@ def _supported(dtype):
             tf.errors.InvalidArgumentError,
             tf.errors.UnimplementedError,
         ):
+            warn_without_onednn()
             return "split"
     return "native"
 

@@ -40,3 +40,13 @@ def use_buffer_offset(converter):
     Otherwise TensorFlow takes a second to write all of them again.
     """
     converter._experimental_use_buffer_offset = True
+
+
+def onednn_is_on():
+    """Whether TensorFlow decided, when it was imported, to use oneDNN.
+
+    Its public configuration does not say.
+    """
+    from tensorflow.python.util import _pywrap_util_port
+
+    return _pywrap_util_port.IsMklEnabled()

@@ -3,6 +3,9 @@
 import os
 import tempfile
 
+# Before Keras, as users are told, so that TensorFlow uses oneDNN.
+import keras_resnext
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Data sets are prepared anew, and the user's own are left alone. TFDS reads
 # this when it is imported.
@@ -16,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import keras_resnext
 from keras_resnext import cli
 
 

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_resnext
+from keras_resnext import cpu
 from keras_resnext import paper
 from keras_resnext.layers import conv_implementation
 from keras_resnext.training import Recipe
@@ -77,6 +78,8 @@ def test_list_devices(run_cli):
     assert status == 0
     first, *_, float16, float64 = output.splitlines()
     assert first.startswith("CPU")
+    assert f"Instruction sets: {', '.join(cpu.instruction_sets())}" in output
+    assert f"oneDNN: {cpu.onednn_decision()}" in output
     for line in (float16, float64):
         dtype, path = line.split()
         assert path == conv_implementation(dtype)

@@ -125,12 +125,19 @@ def _print_recipes():
 def _print_devices():
     import tensorflow as tf
 
+    from keras_resnext.cpu import instruction_sets
+    from keras_resnext.cpu import onednn_decision
     from keras_resnext.layers import conv_implementation
 
     for device in tf.config.list_physical_devices():
         details = tf.config.experimental.get_device_details(device)
         name = details.get("device_name", "")
         console.print(f"{device.device_type} {name}".rstrip())
+    console.print(f"Instruction sets: {', '.join(instruction_sets()) or '?'}")
+    decision = onednn_decision()
+    console.print(f"oneDNN: {decision}")
+    if decision.startswith("off") and "avx2" in instruction_sets():
+        console.print("  it is faster with TF_ENABLE_ONEDNN_OPTS=1")
     console.print("Grouped convolutions, see `layers.conv_implementation`:")
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         console.print(f"  {dtype:9} {conv_implementation(dtype)}")
