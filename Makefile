@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow peers mediapipe bench study lint golden lock clean
+.PHONY: help demo test test-all test-slow peers mediapipe bench bench-all study lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +34,11 @@ peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
 
-bench: $(VENV)/peers.installed  ## Time this package and its peers, an hour
+bench: $(VENV)/peers.installed  ## Time this package and its peers, 12 minutes
 	$(BIN)/python -m benchmarks compare
+
+bench-all: $(VENV)/peers.installed  ## Time everything, in more rounds, 90 minutes
+	$(BIN)/python -m benchmarks compare --all
 	$(BIN)/python -m benchmarks growth
 	$(BIN)/python -m benchmarks loading
 	$(BIN)/python -m benchmarks exporting

@@ -1,19 +1,15 @@
 """python -m benchmarks: time this package and its peers; study digits."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import re
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from benchmarks import machine
 from benchmarks import report
 from benchmarks.job import Job
 
@@ -23,23 +19,26 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 130)
 ThreadsOption = Annotated[int, typer.Option(help="Threads of each process.")]
 FolderOption = Annotated[
-    pathlib.Path, typer.Option(help="Where results are written and read.")
+    pathlib.Path | None,
+    typer.Option(
+        help="Where results are written and read. Defaults to the folder of "
+        "this machine's class in benchmarks/results."
+    ),
 ]
-_DISTRIBUTIONS = (
-    "tensorflow",
-    "keras",
-    "torch",
-    "onnxruntime",
-    "ai-edge-litert",
-    "openvino",
-    "zeromodels",
-)
 
 
 @app.command()
 def compare(
     threads: ThreadsOption = 2,
-    folder: FolderOption = report.FOLDER,
+    folder: FolderOption = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="All subjects and groups in more rounds, 40 minutes, into "
+            "comparison.json instead of headline.json.",
+        ),
+    ] = False,
     only: Annotated[
         str | None,
         typer.Option(
@@ -48,70 +47,88 @@ def compare(
         ),
     ] = None,
 ):
-    """Time this package and its peers; about 40 minutes on two cores."""
+    """Time this package and its peers; 12 minutes on two cores."""
     from benchmarks.compare import GROUPS
+    from benchmarks.compare import HEADLINE
     from benchmarks.compare import compare
     from benchmarks.compare import time_imports
 
-    file = folder / "comparison.json"
-    results = {"about": _about(threads), "imports": {}, "groups": []}
-    groups = [group for group in GROUPS if (only or "") in group.name]
+    about = machine.describe()
+    file = report.class_folder(about, folder) / (
+        "comparison.json" if every else "headline.json"
+    )
+    dtypes = machine.dtypes(about["instructions"])
+    order = [
+        group
+        for group in (GROUPS if every else HEADLINE)
+        if group.dtype in dtypes
+    ]
+    groups = [group for group in order if (only or "") in group.name]
     if not groups:
-        names = "; ".join(group.name for group in GROUPS)
+        names = "; ".join(group.name for group in order)
         raise typer.BadParameter(f"--only must be part of one of: {names}.")
     if only:
-        before = json.loads(file.read_text())
-        if before["about"]["versions"] != results["about"]["versions"]:
+        results = json.loads(file.read_text())
+        if results["about"]["versions"] != about["versions"]:
             raise typer.BadParameter(
                 "--only cannot add to results of other versions; measure all."
             )
-        results = before
     else:
-        results["imports"] = time_imports()
-    order = [(group.task, group.batch, group.dtype) for group in GROUPS]
-    measured = {_key(group): group for group in results["groups"]}
-    for group in compare(Job("", threads=threads), groups, log=console.print):
-        measured[_key(group)] = group
+        about |= {"threads": threads, "size": Job("").size}
+        about |= machine.limits(threads)
+        results = {"about": about, "imports": time_imports(), "groups": []}
+    names = [group.name for group in order]
+    measured = {report.name_of(group): group for group in results["groups"]}
+    starts = 3 if every else 1
+    job = Job("", threads=threads)
+    for group in compare(job, groups, starts, log=console.print):
+        measured[report.name_of(group)] = group
         # After each: a failure later does not lose it.
         results["groups"] = sorted(
-            measured.values(), key=lambda group: order.index(_key(group))
+            measured.values(), key=lambda x: names.index(report.name_of(x))
         )
         _write(file, results)
-    report.draw_comparison(results, folder / "comparison.svg")
+    report.draw_comparison(results, file.with_suffix(".svg"))
     report.print_results(results, console)
 
 
 @app.command()
-def growth(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+def growth(threads: ThreadsOption = 2, folder: FolderOption = None):
     """Time larger batches, images and networks; about 20 minutes."""
     from benchmarks.growth import measure_growth
 
     points = measure_growth(Job("", threads=threads), log=console.print)
-    _write(folder / "growth.json", {"about": _about(threads), "points": points})
+    about = _about(threads)
+    folder = report.class_folder(about, folder)
+    _write(folder / "growth.json", {"about": about, "points": points})
     report.draw_growth(points, folder / "growth.svg")
 
 
 @app.command()
-def loading(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+def loading(threads: ThreadsOption = 2, folder: FolderOption = None):
     """Time reading images, and training's loop; a few minutes."""
     from benchmarks.loading import measure_loading
 
     results = measure_loading(Job("", threads=threads), log=console.print)
-    _write(folder / "loading.json", {"about": _about(threads), **results})
+    about = _about(threads)
+    folder = report.class_folder(about, folder)
+    _write(folder / "loading.json", {"about": about, **results})
 
 
 @app.command()
-def exporting(threads: ThreadsOption = 2, folder: FolderOption = report.FOLDER):
+def exporting(threads: ThreadsOption = 2, folder: FolderOption = None):
     """Time exporting, beside Keras' own; about fifteen minutes."""
     from benchmarks.exporting import measure_exporting
 
     results = measure_exporting(Job("", threads=threads), log=console.print)
-    _write(folder / "exporting.json", {"about": _about(threads), **results})
+    about = _about(threads)
+    folder = report.class_folder(about, folder)
+    _write(folder / "exporting.json", {"about": about, **results})
 
 
 @app.command()
 def study(
-    folder: FolderOption = report.FOLDER,
+    folder: FolderOption = None,
     runs: Annotated[
         pathlib.Path,
         typer.Option(help="Where trained networks are kept; it goes on there."),
@@ -134,13 +151,14 @@ def study(
     recipe = Recipe(
         image_size=8, crop_padding=1, epochs=epochs, warmup_epochs=0.2 * epochs
     )
+    folder = folder or report.FOLDER
     records = run_study(runs, recipe=recipe, seeds=seeds, log=console.print)
     data = open_dataset(recipe.dataset)
     held_out = data.num_examples(data.val_split)
     _write(
         folder / "study.json",
         {
-            "about": _machine(),
+            "about": machine.describe(),
             "recipe": dataclasses.asdict(recipe),
             "held_out": held_out,
             "records": records,
@@ -152,23 +170,25 @@ def study(
 
 @app.command()
 def show(
-    folder: FolderOption = report.FOLDER,
+    folder: FolderOption = None,
     readme: Annotated[
         bool, typer.Option("--readme", help="Renew README.md's table too.")
     ] = False,
 ):
     """Print and draw the results again, without measuring."""
-    results = json.loads((folder / "comparison.json").read_text())
-    report.draw_comparison(results, folder / "comparison.svg")
-    report.print_results(results, console)
-    points = json.loads((folder / "growth.json").read_text())["points"]
-    report.draw_growth(points, folder / "growth.svg")
+    folder = report.class_folder(machine.describe(), folder)
+    for name in ("headline.json", "comparison.json"):
+        if (folder / name).exists():
+            results = json.loads((folder / name).read_text())
+            report.draw_comparison(
+                results, folder / name.replace("json", "svg")
+            )
+            report.print_results(results, console)
+    if (folder / "growth.json").exists():
+        points = json.loads((folder / "growth.json").read_text())["points"]
+        report.draw_growth(points, folder / "growth.svg")
     if readme:
-        report.write_readme(results)
-
-
-def _key(group):
-    return group["task"], group["batch"], group["dtype"]
+        report.write_readme(report.stored_results())
 
 
 def _write(path, results):
@@ -179,30 +199,7 @@ def _write(path, results):
 
 
 def _about(threads):
-    return {**_machine(), "threads": threads, "size": Job("").size}
-
-
-def _machine():
-    cpu = pathlib.Path("/proc/cpuinfo").read_text()
-    flags = re.search(r"flags\s*: (.*)", cpu)
-    fast = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": re.search(r"model name\s*: (.*)", cpu)[1],
-        "instructions": [x for x in fast if flags and x in flags[1].split()],
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _DISTRIBUTIONS},
-        },
-    }
-
-
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # a peer that is not compared with
+    return {**machine.describe(), "threads": threads, "size": Job("").size}
 
 
 if __name__ == "__main__":

@@ -1,33 +1,74 @@
 """Tables and pictures from what was measured."""
 
+import json
 import pathlib
+
+from benchmarks import machine
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 README = pathlib.Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- benchmarks: begin -->", "<!-- benchmarks: end -->")
 OURS = ("keras_resnext folded", "keras_resnext constant")
+LOOP = ("keras_resnext grouped",)
+STOCK = ("stock Keras",)
 TORCH = ("PyTorch", "PyTorch channels_last")
 # What is claimed: task, batch, dtype, ours, theirs (the faster counts; eager
-# PyTorch, in either layout), and how many times as fast ours is at least.
+# PyTorch, in either layout), and how many times as fast ours is at least, by
+# class of CPU.
 CLAIMS = (
-    ("inference", 1, "float32", OURS, ("stock Keras",), 2.0),
-    ("inference", 8, "float32", OURS, ("stock Keras",), 2.0),
-    ("inference", 1, "float32", OURS, TORCH, 1.15),
-    ("inference", 8, "float32", OURS, TORCH, 1.15),
-    ("inference", 1, "bfloat16", OURS, TORCH, 1.1),
-    ("inference", 8, "bfloat16", OURS, TORCH, 1.1),
+    ("inference", 1, "float32", OURS, TORCH, {"avx2": 1.3, "avx512": 1.3}),
+    ("inference", 8, "float32", OURS, TORCH, {"avx2": 1.3, "avx512": 1.2}),
+    ("inference", 1, "float32", OURS, STOCK, {"avx2": 2, "avx512": 2}),
+    ("inference", 8, "float32", OURS, STOCK, {"avx2": 2, "avx512": 2}),
+    ("inference", 1, "bfloat16", OURS, TORCH, {"avx512": 1.1}),
+    ("inference", 8, "bfloat16", OURS, TORCH, {"avx512": 1.1}),
+    ("training", 8, "float32", LOOP, TORCH, {"avx2": 1.0, "avx512": 1.15}),
+    ("training", 8, "bfloat16", LOOP, TORCH, {"avx512": 1.2}),
+    ("training", 2, "float32", LOOP, STOCK, {"avx2": 25, "avx512": 25}),
     (
-        "training",
-        2,
-        "float32",
-        ("keras_resnext grouped",),
-        ("stock Keras",),
-        25,
+        *("training", 8, "float32"),
+        ("keras_resnext fit",),
+        LOOP,
+        {"avx2": 1 / 1.05, "avx512": 1 / 1.05},
     ),
-    ("training", 8, "float32", ("keras_resnext grouped",), TORCH, 1.05),
-    ("training", 8, "bfloat16", ("keras_resnext grouped",), TORCH, 1.2),
-    ("inference", 1, "float32", ("LiteRT",), ("OpenVINO",), 1 / 1.15),
+    (
+        *("inference", 1, "float32"),
+        ("LiteRT",),
+        ("OpenVINO",),
+        {"avx2": 1 / 1.15, "avx512": 1 / 1.15},
+    ),
+    (
+        *("inference", 1, "float32"),
+        ("keras_resnext after keras",),
+        ("keras_resnext constant",),
+        {"avx2": 1 / 1.03, "avx512": 1 / 1.03},
+    ),
 )
+CLASSES = {"avx2": "AVX2", "avx512": "AVX-512"}
+
+
+def name_of(group):
+    """A stored group's name, as `benchmarks.compare.Group` has it."""
+    return f"{group['task']}, batch {group['batch']}, {group['dtype']}"
+
+
+def class_folder(about, folder=None):
+    """Where results of this class of CPU are kept, or `folder` if given."""
+    return folder or FOLDER / machine.cpu_class(about["instructions"])
+
+
+def stored_results():
+    """The newest comparison of each class of CPU that has one, by class."""
+    stored = {}
+    for name in CLASSES:
+        found = [
+            json.loads(path.read_text())
+            for file in ("headline.json", "comparison.json")
+            if (path := FOLDER / name / file).exists()
+        ]
+        if found:
+            stored[name] = max(found, key=lambda x: x["about"]["date"])
+    return stored
 
 
 def group_of(results, task, batch, dtype):
@@ -48,18 +89,17 @@ def group_of(results, task, batch, dtype):
 
 def claims(results):
     """Each claim with the ratio that was measured, and whether it holds."""
-    for task, batch, dtype, ours, theirs, floor in CLAIMS:
+    about = results["about"]
+    for task, batch, dtype, ours, theirs, floors in CLAIMS:
         subjects = group_of(results, task, batch, dtype)
+        floor = floors.get(machine.cpu_class(about["instructions"]))
         ours, theirs = (
             [name for name in names if name in subjects]
             for names in (ours, theirs)
         )
-        if not (ours and theirs):
+        if not (ours and theirs and floor):
             continue
-        ours, theirs = (
-            min(names, key=lambda name: subjects[name]["median"])
-            for names in (ours, theirs)
-        )
+        ours, theirs = (_fastest(subjects, x) for x in (ours, theirs))
         ratio = subjects[theirs]["median"] / subjects[ours]["median"]
         yield {
             "work": f"{task}, batch {batch}, {dtype}",
@@ -71,6 +111,29 @@ def claims(results):
         }
 
 
+def _fastest(subjects, names):
+    """Of the names that were measured, the one with the shortest median."""
+    return min(
+        (name for name in names if name in subjects),
+        key=lambda name: subjects[name]["median"],
+    )
+
+
+def share_of_limit(about, group, median):
+    """What part of the machine's matrix rate a time in milliseconds uses.
+
+    A training step counts three times the forward pass: the gradients of
+    inputs and of weights are as much work each. `None` where the rate was not
+    measured.
+    """
+    rate = about.get("gflops", {}).get(group["dtype"])
+    if not rate:
+        return None
+    passes = 3 if group["task"] == "training" else 1
+    operations = 2 * about["multiply_adds"] * group["batch"] * passes
+    return operations / (1e6 * rate) / median
+
+
 def print_results(results, console):
     """Every group as a table, then the claims."""
     from rich.table import Table
@@ -80,6 +143,9 @@ def print_results(results, console):
         f"{about['cpu']}, {about['threads']} threads, {about['date']}, "
         + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     )
+    console.print(f"Instruction sets: {', '.join(about['instructions'])}")
+    for dtype, rate in about.get("gflops", {}).items():
+        console.print(f"Matrix rate in {dtype}: {rate:.0f} GFLOP/s")
     console.print(
         "Seconds to import, in a new Python: "
         + ", ".join(f"{k} {v:.3f}" for k, v in results["imports"].items())
@@ -95,21 +161,24 @@ def print_results(results, console):
             "median (ms)",
             "quartiles",
             "/ our fastest",
+            "of the limit",
             "memory, peak (MB)",
             "above imports",
             "first result (s)",
             "difference",
-            title=f"{group['task']}, batch {group['batch']}, {group['dtype']}",
+            title=name_of(group),
         )
         for name, values in group["subjects"].items():
             if "error" in values:
                 table.add_row(name, "failed", values["error"])
                 continue
+            share = share_of_limit(about, group, values["median"])
             table.add_row(
                 name,
                 f"{values['median']:.1f}",
                 " - ".join(f"{q:.1f}" for q in values.get("quartiles", ())),
                 f"{values['median'] / fastest:.2f}",
+                f"{share:.0%}" if share else "?",
                 f"{values['peak'] / 1e6:.0f}",
                 f"{(values['peak'] - values['imported']) / 1e6:.0f}",
                 ", ".join(f"{s:.1f}" for s in values["first_result_s"]),
@@ -142,49 +211,56 @@ COLUMNS = (
 )
 
 
-def readme_table(results):
-    """Milliseconds by subject and task, in Markdown."""
-    groups = [group_of(results, *column) for column in COLUMNS]
-    names = list(dict.fromkeys(name for group in groups for name in group))
-    lines = [
-        "| milliseconds | "
-        + " | ".join(
-            f"{'train' if task == 'training' else 'infer'} {batch}"
-            + (" bf16" if dtype == "bfloat16" else "")
-            for task, batch, dtype in COLUMNS
-        )
-        + " |",
-        "|---|" + "--:|" * len(COLUMNS),
-    ]
-    for name in names:
+def readme_table(stored):
+    """Both classes of CPU side by side, in Markdown.
+
+    Args:
+        stored: Results by class, see `stored_results`.
+    """
+    head = ["work"]
+    for name in stored:
+        head += [f"{CLASSES[name]}: ours, ms", "best framework, ms", "ratio"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    for task, batch, dtype in COLUMNS:
         cells = []
-        for group in groups:
-            if name not in group:
-                cells.append("")
-                continue
-            best = min(values["median"] for values in group.values())
-            cell = f"{group[name]['median']:,.0f}"
-            bold = group[name]["median"] == best
-            cells.append(f"**{cell}**" if bold else cell)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    about = results["about"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + f"ResNeXt-50 (32x4d) at {about['size']} pixels: medians on "
-        f"{about['threads']} cores of an {about['cpu']}, {about['date']}, "
-        f"`make bench`; {versions}.\n"
-    )
+        for results in stored.values():
+            cells += _compared(group_of(results, task, batch, dtype))
+        if any(cells):
+            work = f"{task}, batch {batch}, {dtype}"
+            lines.append(f"| {work} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n\nResNeXt-50 (32x4d), medians.\n"
+    for name, results in stored.items():
+        about = results["about"]
+        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+        text += (
+            f"{CLASSES[name]}: {about['size']} pixels on {about['threads']} "
+            f"cores of an {about['cpu']}, {about['date']}; {versions}.\n"
+        )
+    return text
 
 
-def write_readme(results, path=README):
+def _compared(subjects):
+    """Our fastest, the fastest other framework, and the ratio, as cells."""
+    ours = [name for name in (*OURS, *LOOP) if name in subjects]
+    theirs = [
+        name
+        for name in subjects
+        if name.startswith((*STOCK, "zero", "PyTorch"))
+    ]
+    if not (ours and theirs):
+        return [""] * 3
+    best, peer = _fastest(subjects, ours), _fastest(subjects, theirs)
+    best, other = (subjects[name]["median"] for name in (best, peer))
+    return [f"{best:,.0f}", f"{other:,.0f} ({peer})", f"{other / best:.2f}"]
+
+
+def write_readme(stored, path=README):
     """Put the table between the marks."""
     text = path.read_text()
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     path.write_text(
-        f"{before}{MARKS[0]}\n{readme_table(results)}{MARKS[1]}{after}"
+        f"{before}{MARKS[0]}\n{readme_table(stored)}{MARKS[1]}{after}"
     )
 
 
@@ -240,10 +316,7 @@ def draw_comparison(results, path):
                 va="center",
                 fontsize=8,
             )
-        axis.set_title(
-            f"{group['task']}, batch {group['batch']}, {group['dtype']} (ms)",
-            fontsize=10,
-        )
+        axis.set_title(f"{name_of(group)} (ms)", fontsize=10)
         axis.margins(x=0.12)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)

@@ -43,7 +43,9 @@ def saved_tensors(job):
 # --- Keras ----------------------------------------------------------------
 
 
-def keras_resnext(job, form="grouped", fold=False, constant=False, stock=False):
+def keras_resnext(
+    job, form="grouped", fold=False, constant=False, stock=False, fit=False
+):
     _start_tensorflow(job)
     import keras
 
@@ -59,6 +61,8 @@ def keras_resnext(job, form="grouped", fold=False, constant=False, stock=False):
     if job.task == "inference":
         call = ours.inference_function(model) if constant else None
         return _keras_inference(job, model, call)
+    if fit:
+        return _keras_fit(job, model)
     if stock:
         return _keras_training(job, model, keras.optimizers.SGD)
     from keras_resnext.training.optimizer import SGD
@@ -170,6 +174,29 @@ def _keras_training(job, model, optimizer):
     batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
     on = tf.constant(0.0)  # nobody wishes to stop
     return lambda: steps(batches, 1, on).numpy()[0] / job.batch
+
+
+def _keras_fit(job, model):
+    """The step that `model.fit` compiles, called as `fit` calls it."""
+    import keras
+    import tensorflow as tf
+
+    model.compile(
+        keras.optimizers.SGD(
+            LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        ),
+        keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
+    )
+    images, labels = images_and_labels(job)
+    batch = images, tf.one_hot(labels, model.output_shape[-1])
+    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    model.make_train_function()
+
+    def step():
+        model.reset_metrics()  # or losses would be means of all steps
+        return float(model.train_function(batches)["loss"])
+
+    return step
 
 
 def keras_on_jax(job):
@@ -402,9 +429,9 @@ class Subject:
     libraries: tuple[str, ...]
 
 
-def _ours(**options):
+def _ours(libraries=("keras_resnext", "tensorflow", "keras"), **options):
     prepare = functools.partial(keras_resnext, **options)
-    return Subject(prepare, ("tensorflow", "keras"))
+    return Subject(prepare, libraries)
 
 
 def _torch(**options):
@@ -415,9 +442,15 @@ SUBJECTS = {
     "keras_resnext folded": _ours(fold=True),
     "keras_resnext constant": _ours(fold=True, constant=True),
     "keras_resnext grouped": _ours(),
+    "keras_resnext fit": _ours(fit=True),
+    # What TensorFlow does where this package is imported too late to ask for
+    # oneDNN.
+    "keras_resnext after keras": _ours(
+        ("tensorflow", "keras"), fold=True, constant=True
+    ),
     "keras_resnext concatenated": _ours(form="concatenated"),
     "keras_resnext branches": _ours(form="branches"),
-    "stock Keras": _ours(stock=True),
+    "stock Keras": _ours(("tensorflow", "keras"), stock=True),
     "zeromodels": Subject(zeromodels, ("tensorflow", "keras", "zeromodels")),
     "PyTorch": _torch(),
     "PyTorch channels_last": _torch(layout="channels_last"),
@@ -429,7 +462,11 @@ SUBJECTS = {
     "ONNX Runtime": Subject(onnxruntime, ("onnxruntime",)),
     "LiteRT": Subject(litert, ("ai_edge_litert.interpreter",)),
     "OpenVINO": Subject(openvino, ("openvino",)),
-    "keras_resnext images": Subject(loading.our_images, ("tensorflow",)),
+    "keras_resnext images": Subject(
+        loading.our_images, ("keras_resnext", "tensorflow")
+    ),
     "torchvision images": Subject(loading.their_images, ("torch",)),
-    "keras_resnext loop": Subject(loading.our_loop, ("tensorflow", "keras")),
+    "keras_resnext loop": Subject(
+        loading.our_loop, ("keras_resnext", "tensorflow", "keras")
+    ),
 }
