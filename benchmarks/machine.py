@@ -89,14 +89,14 @@ def _version(name):
 
 
 def _measure(threads):
-    import keras_resnext
+    from keras_resnext.cpu import turn_on_onednn
 
-    # Before the others, so that TensorFlow uses oneDNN.
-    model = keras_resnext.ResNeXt50(weights=None)
-    cost = keras_resnext.count_complexity(model)
+    turn_on_onednn()  # before TensorFlow is imported
 
     import tensorflow as tf
     import torch
+
+    import keras_resnext
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     torch.set_num_threads(threads)
@@ -113,6 +113,8 @@ def _measure(threads):
             _rate(lambda x=ours: tf.matmul(*x)[0, 0].numpy()),
             _rate(lambda x=theirs: (x[0] @ x[1])[0, 0].item()),
         )
+    model = keras_resnext.ResNeXt50(weights=None)
+    cost = keras_resnext.count_complexity(model)
     return {"gflops": rates, "multiply_adds": cost.multiply_adds}
 
 

@@ -146,10 +146,11 @@ def print_results(results, console):
     console.print(f"Instruction sets: {', '.join(about['instructions'])}")
     for dtype, rate in about.get("gflops", {}).items():
         console.print(f"Matrix rate in {dtype}: {rate:.0f} GFLOP/s")
-    console.print(
-        "Seconds to import, in a new Python: "
-        + ", ".join(f"{k} {v:.3f}" for k, v in results["imports"].items())
-    )
+    if results["imports"]:
+        console.print(
+            "Seconds to import, in a new Python: "
+            + ", ".join(f"{k} {v:.3f}" for k, v in results["imports"].items())
+        )
     for group in results["groups"]:
         fastest = min(
             values["median"]

@@ -11,8 +11,9 @@ def inference_function(model: keras.Model) -> Callable:
     """A model as a function of images, with its weights as constants.
 
     For small batches on a CPU: oneDNN converts constant kernels to its own
-    layout once instead of in every call. That saves 14 % at batch 1 (40 % in
-    mixed bfloat16), nothing at batch 8 in float32 (`benchmarks/NOTES.md`).
+    layout once instead of in every call. On a CPU with AVX-512 that saves 14 %
+    at batch 1 (40 % in mixed bfloat16), nothing at batch 8 in float32
+    (`benchmarks/NOTES.md`).
     Pass it the result of `fold_batch_norm`. Tracing takes seconds, and the
     memory of several copies of the weights.
 

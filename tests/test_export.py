@@ -1101,6 +1101,7 @@ def test_models_that_do_not_look_at_images(crops, tmp_path):
         )
 
 
+@pytest.mark.integration
 def test_many_exports_in_one_process_are_quiet(tmp_path):
     """TensorFlow counts how often functions are traced, over all models."""
     script = f"""

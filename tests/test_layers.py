@@ -1,7 +1,6 @@
 """GroupedConv2D against patches times kernel, batch norm against Keras'."""
 
 import os
-import platform
 import subprocess
 import sys
 
@@ -215,30 +214,6 @@ def test_path_is_probed_for_each_dtype():
         except tf.errors.OpError:
             expected = "split"
         assert conv_implementation(dtype) == expected
-
-
-@pytest.mark.parametrize(("onednn", "path"), [("0", "split"), ("1", "native")])
-def test_path_follows_onednn(onednn, path):
-    if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("oneDNN's switch is tested on x86")
-    script = (
-        "from keras_resnext.layers import conv_implementation as path;"
-        "print(path('float32'))"
-    )
-    outer = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
-    environment = {
-        **outer,
-        "TF_ENABLE_ONEDNN_OPTS": onednn,
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    found = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == path
 
 
 def test_path_can_be_forced_for_a_while():

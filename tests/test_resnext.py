@@ -106,15 +106,16 @@ def test_trainable_parameters_of_a_model():
     assert trainable(build("resnext50", include_top=False)) == 22_979_904
 
 
+def speed_of(name):
+    """The largest variants take gigabytes, those of 101 layers seconds."""
+    if name.endswith(("32x32d", "32x48d")):
+        return pytest.mark.slow
+    deep = name.startswith(("resnext101", "resnext152", "resnet101", "resnet2"))
+    return pytest.mark.integration if deep else ()
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        # Several gigabytes each.
-        pytest.param(name, marks=pytest.mark.slow)
-        if name.endswith(("32x32d", "32x48d"))
-        else name
-        for name in VARIANTS
-    ],
+    "name", [pytest.param(name, marks=speed_of(name)) for name in VARIANTS]
 )
 def test_layers_are_as_frozen(name):
     """`.weights.h5` files address layers by class and order.
