@@ -12,6 +12,7 @@ import keras
 
 from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
+from keras_resnext.layers import PointwiseConv2D
 from keras_resnext.names import path_suffix
 
 # As in torch, where all published weights were trained; its momentum of 0.1
@@ -206,6 +207,8 @@ def convolution(
     # He et al. 2015, fan-out, as in the paper's released code.
     stddev = (2 / (kernel_size**2 * (of or filters))) ** 0.5
     layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
+    if kernel_size == 1:
+        layer = PointwiseConv2D
     return layer(
         filters,
         kernel_size,

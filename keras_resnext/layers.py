@@ -1,4 +1,4 @@
-"""Fast layers: grouped convolution and fused batch norm."""
+"""Fast layers: grouped and 1x1 convolutions, and fused batch norm."""
 
 import contextlib
 import functools
@@ -6,11 +6,16 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_resnext.cpu import instruction_sets
 from keras_resnext.cpu import warn_without_onednn
+from keras_resnext.private import onednn_is_on
 
 IMPLEMENTATIONS = ("native", "split")
+POINTWISE_IMPLEMENTATIONS = ("product", "convolution")
 
-_forced = None  # set by `use_conv_implementation`, read by every layer
+# Set by the `use_` functions, read by every layer.
+_forced = None
+_forced_pointwise = None
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -74,6 +79,62 @@ class GroupedConv2D(keras.layers.Conv2D):
         if channels_first:
             outputs = keras.ops.transpose(outputs, (0, 3, 1, 2))
         return outputs
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class PointwiseConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with 1x1 kernels that train as matrix products.
+
+    Nearly all of ResNeXt's multiply-adds are in such convolutions. oneDNN's
+    kernels for the gradient of their weights reach half the rate of a matrix
+    product on CPUs with AVX2 only; with AVX-512 they are as fast.
+    `pointwise_implementation` tells what is used on this machine. In
+    inference it is always a convolution, which is fused with batch norm and
+    ReLU.
+
+    Arguments, weights, config and, up to rounding, results are those of
+    `keras.layers.Conv2D`. Kernels of other sizes, strides, groups and
+    `"channels_first"` use Keras' implementation, as other backends do.
+
+    Call arguments:
+        inputs: Tensor `(batch, height, width, channels)`.
+        training: Whether gradients will be asked for.
+
+    Returns:
+        Tensor `(batch, height, width, filters)`.
+
+    Example:
+
+    >>> layer = PointwiseConv2D(256, 1, use_bias=False)
+    >>> layer(keras.random.normal((8, 56, 56, 64)), training=True).shape
+    TensorShape([8, 56, 56, 256])
+    """
+
+    def call(self, inputs, training=None):
+        if not (training and self._is_product(inputs)):
+            return super().call(inputs)
+
+        import tensorflow as tf
+
+        pixels = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        outputs = tf.matmul(pixels, self.kernel[0, 0])
+        if self.bias is not None:
+            outputs += self.bias
+        outputs = tf.reshape(outputs, (*tf.unstack(tf.shape(inputs))[:-1], -1))
+        outputs = tf.ensure_shape(outputs, (*inputs.shape[:-1], self.filters))
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs
+
+    def _is_product(self, inputs):
+        """Whether a call in training is a matrix product."""
+        return (
+            keras.backend.backend() == "tensorflow"
+            and self.kernel_size == self.strides == (1, 1)
+            and self.groups == 1
+            and self.data_format == "channels_last"
+            and pointwise_implementation(inputs.dtype.name) == "product"
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -208,6 +269,69 @@ def use_conv_implementation(implementation: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def pointwise_implementation(dtype: str = "float32") -> str:
+    """How 1x1 convolutions of a dtype are computed in training.
+
+    Args:
+        dtype: Name of the compute dtype. Defaults to `"float32"`.
+
+    Returns:
+        `"product"`, a matrix product, in float32 on a CPU with AVX2 and no
+        AVX-512 where TensorFlow uses oneDNN and has no other device: a
+        training step of ResNeXt-50 takes 0.96 of the time there
+        (`benchmarks/NOTES.md`). Elsewhere `"convolution"`.
+
+    Example:
+
+    >>> keras_resnext.layers.pointwise_implementation("bfloat16")
+    'convolution'
+    """
+    if _forced_pointwise:
+        return _forced_pointwise
+    faster = dtype == "float32" and _products_are_faster()
+    return "product" if faster else "convolution"
+
+
+@contextlib.contextmanager
+def use_pointwise_implementation(implementation: str) -> Iterator[None]:
+    """Set the implementation of every `PointwiseConv2D` in the context.
+
+    Args:
+        implementation: `"product"` or `"convolution"`, see
+            `pointwise_implementation`.
+
+    Raises:
+        ValueError: if `implementation` is neither.
+
+    Example:
+
+    >>> with use_pointwise_implementation("convolution"):
+    ...     outputs = model(images, training=True)
+    """
+    global _forced_pointwise
+    if implementation not in POINTWISE_IMPLEMENTATIONS:
+        raise ValueError(
+            '`implementation` must be "product" or "convolution"; got '
+            f"{implementation!r}."
+        )
+    before, _forced_pointwise = _forced_pointwise, implementation
+    try:
+        yield
+    finally:
+        _forced_pointwise = before
+
+
+@functools.cache
+def _products_are_faster():
+    """Whether this is a machine on which that was measured."""
+    import tensorflow as tf
+
+    kinds = {device.device_type for device in tf.config.list_physical_devices()}
+    sets = instruction_sets()
+    is_avx2 = "avx2" in sets and "avx512f" not in sets
+    return is_avx2 and kinds == {"CPU"} and onednn_is_on()
 
 
 @functools.cache

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_resnext import cpu
 from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
+from keras_resnext.layers import PointwiseConv2D
 from keras_resnext.layers import conv_implementation
+from keras_resnext.layers import pointwise_implementation
 from keras_resnext.layers import use_conv_implementation
+from keras_resnext.layers import use_pointwise_implementation
 
 CHANNELS, FILTERS = 8, 16
 # Unit roundoff: half a unit in the last of 24, 8 and 11 bits.
@@ -223,6 +227,87 @@ def test_path_can_be_forced_for_a_while():
             assert conv_implementation() == "native"
         assert conv_implementation("bfloat16") == "split"
     assert conv_implementation() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "is_product"),
+    [
+        ({}, True),
+        ({"use_bias": False, "activation": "relu"}, True),
+        ({"strides": 2}, False),
+        ({"kernel_size": 3}, False),
+        ({"groups": 2}, False),
+    ],
+)
+def test_pointwise_convolutions_are_keras(options, is_product):
+    """Outputs and all gradients, as a product and as a convolution."""
+    options = {"filters": FILTERS, "kernel_size": 1, **options}
+    layer, stock = PointwiseConv2D(**options), keras.layers.Conv2D(**options)
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.normal(size=(2, 6, 5, CHANNELS)), tf.float32)
+    for each in (layer, stock):
+        each.build(inputs.shape)
+    stock.set_weights([rng.normal(size=w.shape) for w in stock.weights])
+    layer.set_weights(stock.get_weights())
+
+    def run(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = (
+                layer(inputs, training=True)
+                if layer is not stock
+                else stock(inputs)
+            )
+            loss = tf.reduce_sum(outputs**2)
+        variables = [v.value for v in layer.trainable_variables]
+        return outputs, *tape.gradient(loss, [inputs, *variables])
+
+    expected = run(stock)
+    # Sums of 60 pixels, or of 9 x 16 channels, of values of some tens.
+    tolerance = (
+        1000 * ROUNDOFF["float32"] * max(abs(x).numpy().max() for x in expected)
+    )
+    for how in ("product", "convolution"):
+        with use_pointwise_implementation(how):
+            assert pointwise_implementation() == how
+            found = run(layer)
+            graph = tf.function(lambda x: layer(x, training=True))
+            graph = graph.get_concrete_function(inputs).graph
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+        products = sum(op.type == "MatMul" for op in graph.get_operations())
+        assert products == (how == "product" and is_product)
+
+
+def test_pointwise_inference_is_a_convolution():
+    """Which grappler and exporters fuse with what follows."""
+    layer = PointwiseConv2D(4, 1)
+    images = tf.ones((1, 3, 3, 8))
+    layer.build(images.shape)
+    with use_pointwise_implementation("product"):
+        graph = tf.function(layer).get_concrete_function(images).graph
+    kinds = [op.type for op in graph.get_operations()]
+    assert "Conv2D" in kinds
+    assert "MatMul" not in kinds
+
+
+def test_products_are_for_one_class_of_cpu():
+    """Where they were measured to be faster: oneDNN, AVX2, no AVX-512."""
+    sets = cpu.instruction_sets()
+    is_avx2 = "avx2" in sets and "avx512f" not in sets
+    onednn = conv_implementation() == "native"
+    if not tf.config.list_physical_devices("GPU"):
+        expected = "product" if is_avx2 and onednn else "convolution"
+        assert pointwise_implementation() == expected
+    assert pointwise_implementation("bfloat16") == "convolution"
+
+
+def test_unknown_pointwise_path_is_refused():
+    with (
+        pytest.raises(ValueError, match="`implementation` must be"),
+        use_pointwise_implementation("native"),
+    ):
+        pass
 
 
 def test_unknown_path_is_refused():

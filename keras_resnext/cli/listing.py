@@ -128,6 +128,7 @@ def _print_devices():
     from keras_resnext.cpu import instruction_sets
     from keras_resnext.cpu import onednn_decision
     from keras_resnext.layers import conv_implementation
+    from keras_resnext.layers import pointwise_implementation
 
     for device in tf.config.list_physical_devices():
         details = tf.config.experimental.get_device_details(device)
@@ -141,6 +142,10 @@ def _print_devices():
     console.print("Grouped convolutions, see `layers.conv_implementation`:")
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         console.print(f"  {dtype:9} {conv_implementation(dtype)}")
+    console.print(
+        "1x1 convolutions in training, see `layers.pointwise_implementation`: "
+        f"{pointwise_implementation()} in float32"
+    )
 
 
 def _stages(name, form):

@@ -7,6 +7,7 @@ from keras_resnext.inspection import called_in_training
 from keras_resnext.inspection import check_plain_weights
 from keras_resnext.inspection import edges
 from keras_resnext.layers import GroupedConv2D
+from keras_resnext.layers import PointwiseConv2D
 from keras_resnext.rewrite.walker import Rules
 from keras_resnext.rewrite.walker import rewrite_model
 
@@ -29,9 +30,9 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         that `"mixed_bfloat16"` halves their size and nothing is cast.
 
     Raises:
-        ValueError: if a batch norm does not follow a `Conv2D`, a
-            `GroupedConv2D` or a sum of them whose outputs nothing else reads;
-            if it is called with `training=True` or is channels-first (Keras
+        ValueError: if a batch norm does not follow a `Conv2D`, Keras' or one
+            of `keras_resnext.layers`, or a sum of them whose outputs nothing
+            else reads; if it is called with `training=True` or is channels-first (Keras
             3.15 adds a bias to the wrong axis of images as wide as they have
             channels); if a convolution has LoRA enabled; or if the model
             contains a model that is neither functional nor sequential. The
@@ -120,7 +121,7 @@ def _check_calls(norm, sources, in_training):
 def _absorbs(conv, norm):
     """Whether a layer is a convolution that can take the batch norm in."""
     return (
-        type(conv) in (keras.layers.Conv2D, GroupedConv2D)
+        type(conv) in (keras.layers.Conv2D, GroupedConv2D, PointwiseConv2D)
         and conv.activation is keras.activations.linear
         and conv.data_format == "channels_last"
         and conv.filters == norm.moving_mean.shape[0]

@@ -10,9 +10,11 @@ from keras_resnext.inspection import graph_config
 from keras_resnext.inspection import is_graph
 from keras_resnext.layers import FusedBatchNormalization
 from keras_resnext.layers import GroupedConv2D
+from keras_resnext.layers import PointwiseConv2D
 
 STOCK_LAYERS = {
     GroupedConv2D: keras.layers.Conv2D,
+    PointwiseConv2D: keras.layers.Conv2D,
     FusedBatchNormalization: keras.layers.BatchNormalization,
 }
 
