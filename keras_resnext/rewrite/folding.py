@@ -32,11 +32,11 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: if a batch norm does not follow a `Conv2D`, Keras' or one
             of `keras_resnext.layers`, or a sum of them whose outputs nothing
-            else reads; if it is called with `training=True` or is channels-first (Keras
-            3.15 adds a bias to the wrong axis of images as wide as they have
-            channels); if a convolution has LoRA enabled; or if the model
-            contains a model that is neither functional nor sequential. The
-            message names the layer.
+            else reads; if it is called with `training=True` or is
+            channels-first (Keras 3.15 adds a bias to the wrong axis of images
+            as wide as they have channels); if a convolution has LoRA enabled;
+            or if the model contains a model that is neither functional nor
+            sequential. The message names the layer.
 
     Example:
 
