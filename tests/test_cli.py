@@ -21,6 +21,7 @@ import keras_resnext
 from keras_resnext import cpu
 from keras_resnext import paper
 from keras_resnext.layers import conv_implementation
+from keras_resnext.layers import pointwise_implementation
 from keras_resnext.training import Recipe
 
 
@@ -76,13 +77,14 @@ def test_list_and_summary(run_cli):
 def test_list_devices(run_cli):
     status, output, _ = run_cli("list", "--devices")
     assert status == 0
-    first, *_, float16, float64 = output.splitlines()
+    first, *_, float16, float64, _, pointwise = output.splitlines()
     assert first.startswith("CPU")
     assert f"Instruction sets: {', '.join(cpu.instruction_sets())}" in output
     assert f"oneDNN: {cpu.onednn_decision()}" in output
     for line in (float16, float64):
         dtype, path = line.split()
         assert path == conv_implementation(dtype)
+    assert pointwise.split() == ["float32", pointwise_implementation()]
 
 
 def test_summary_of_the_paper(run_cli, monkeypatch):

@@ -142,10 +142,8 @@ def _print_devices():
     console.print("Grouped convolutions, see `layers.conv_implementation`:")
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         console.print(f"  {dtype:9} {conv_implementation(dtype)}")
-    console.print(
-        "1x1 convolutions in training, see `layers.pointwise_implementation`: "
-        f"{pointwise_implementation()} in float32"
-    )
+    console.print("1x1 in training, see `layers.pointwise_implementation`:")
+    console.print(f"  float32   {pointwise_implementation()}")
 
 
 def _stages(name, form):
