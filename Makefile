@@ -34,7 +34,7 @@ peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
 
-bench: $(VENV)/peers.installed  ## Time this package and its peers, 12 minutes
+bench: $(VENV)/peers.installed  ## Time this package and its peers, 15 minutes
 	$(BIN)/python -m benchmarks compare
 
 bench-all: $(VENV)/peers.installed  ## Time everything, in more rounds, 90 minutes

@@ -47,7 +47,7 @@ def compare(
         ),
     ] = None,
 ):
-    """Time this package and its peers; 12 minutes on two cores."""
+    """Time this package and its peers; a quarter of an hour on two cores."""
     from benchmarks.compare import GROUPS
     from benchmarks.compare import HEADLINE
     from benchmarks.compare import compare

@@ -206,8 +206,10 @@ def convolution(
         padding = "valid"
     # He et al. 2015, fan-out, as in the paper's released code.
     stddev = (2 / (kernel_size**2 * (of or filters))) ** 0.5
-    layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
-    if kernel_size == 1:
+    layer = keras.layers.Conv2D
+    if groups > 1:
+        layer = GroupedConv2D
+    elif kernel_size == 1:
         layer = PointwiseConv2D
     return layer(
         filters,

@@ -99,7 +99,10 @@ def onednn_decision() -> str:
 
 
 def warn_without_onednn() -> None:
-    """Warn if oneDNN is off though nobody chose that, and it is faster."""
+    """Warn if oneDNN is off though nobody chose that, and it is faster.
+
+    Imports TensorFlow. `benchmarks/NOTES.md` has the measurements.
+    """
     if (
         "avx2" in instruction_sets()
         and SETTING not in os.environ
@@ -107,7 +110,7 @@ def warn_without_onednn() -> None:
     ):
         warnings.warn(
             "TensorFlow was imported without oneDNN: on this CPU ResNeXt-50 "
-            "takes 1.4 times as long, in inference and in training. Set "
+            "takes 1.3 to 1.7 times as long. Set "
             f"{SETTING}=1 in the environment, or import keras_resnext before "
             f"keras. {SETTING}=0 hides this warning.",
             stacklevel=2,

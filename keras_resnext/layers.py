@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
 
 import keras
 
@@ -13,9 +12,9 @@ from keras_resnext.private import onednn_is_on
 IMPLEMENTATIONS = ("native", "split")
 POINTWISE_IMPLEMENTATIONS = ("product", "convolution")
 
-# Set by the `use_` functions, read by every layer.
-_forced = None
-_forced_pointwise = None
+# Of grouped and of pointwise convolutions; set by the `use_` functions, read
+# by every layer.
+_forced = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -236,11 +235,12 @@ def conv_implementation(dtype: str = "float32") -> str:
     >>> keras_resnext.layers.conv_implementation("float16")  # on a CPU
     'split'
     """
-    return _forced or _supported(dtype)
+    return _forced.get("grouped") or _supported(dtype)
 
 
-@contextlib.contextmanager
-def use_conv_implementation(implementation: str) -> Iterator[None]:
+def use_conv_implementation(
+    implementation: str,
+) -> contextlib.AbstractContextManager[None]:
     """Set the implementation of every `GroupedConv2D` called in the context.
 
     For tests and exporters: a graph traced with `"native"` has one grouped
@@ -258,17 +258,7 @@ def use_conv_implementation(implementation: str) -> Iterator[None]:
     >>> with use_conv_implementation("split"):
     ...     outputs = model(images)
     """
-    global _forced
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            '`implementation` must be "native" or "split"; got '
-            f"{implementation!r}."
-        )
-    before, _forced = _forced, implementation
-    try:
-        yield
-    finally:
-        _forced = before
+    return _use("grouped", IMPLEMENTATIONS, implementation)
 
 
 def pointwise_implementation(dtype: str = "float32") -> str:
@@ -288,14 +278,15 @@ def pointwise_implementation(dtype: str = "float32") -> str:
     >>> keras_resnext.layers.pointwise_implementation("bfloat16")
     'convolution'
     """
-    if _forced_pointwise:
-        return _forced_pointwise
+    if "pointwise" in _forced:
+        return _forced["pointwise"]
     faster = dtype == "float32" and _products_are_faster()
     return "product" if faster else "convolution"
 
 
-@contextlib.contextmanager
-def use_pointwise_implementation(implementation: str) -> Iterator[None]:
+def use_pointwise_implementation(
+    implementation: str,
+) -> contextlib.AbstractContextManager[None]:
     """Set the implementation of every `PointwiseConv2D` in the context.
 
     Args:
@@ -310,17 +301,24 @@ def use_pointwise_implementation(implementation: str) -> Iterator[None]:
     >>> with use_pointwise_implementation("convolution"):
     ...     outputs = model(images, training=True)
     """
-    global _forced_pointwise
-    if implementation not in POINTWISE_IMPLEMENTATIONS:
+    return _use("pointwise", POINTWISE_IMPLEMENTATIONS, implementation)
+
+
+@contextlib.contextmanager
+def _use(kind, choices, implementation):
+    """Set the implementation of one kind of layer for a while."""
+    if implementation not in choices:
         raise ValueError(
-            '`implementation` must be "product" or "convolution"; got '
+            f"`implementation` must be {' or '.join(choices)}; got "
             f"{implementation!r}."
         )
-    before, _forced_pointwise = _forced_pointwise, implementation
+    before = _forced.copy()
+    _forced[kind] = implementation
     try:
         yield
     finally:
-        _forced_pointwise = before
+        _forced.clear()
+        _forced.update(before)
 
 
 @functools.cache

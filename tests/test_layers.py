@@ -253,19 +253,18 @@ def test_pointwise_convolutions_are_keras(options, is_product):
     def run(layer):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            outputs = (
-                layer(inputs, training=True)
-                if layer is not stock
-                else stock(inputs)
-            )
+            outputs = layer(inputs, training=True)
             loss = tf.reduce_sum(outputs**2)
         variables = [v.value for v in layer.trainable_variables]
         return outputs, *tape.gradient(loss, [inputs, *variables])
 
     expected = run(stock)
-    # Sums of 60 pixels, or of 9 x 16 channels, of values of some tens.
+    # Sums of n <= 9 x 16 terms, which are at most sqrt(n) times their sum:
+    # n * sqrt(n) roundings at worst.
     tolerance = (
-        1000 * ROUNDOFF["float32"] * max(abs(x).numpy().max() for x in expected)
+        144**1.5
+        * ROUNDOFF["float32"]
+        * max(abs(x).numpy().max() for x in expected)
     )
     for how in ("product", "convolution"):
         with use_pointwise_implementation(how):
