@@ -83,12 +83,14 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
     def rules(graph):
         parts = _block_parts(graph)
         _check_blocks(graph, parts)
-        for name in parts:
-            owner = owners.setdefault(graph.get_layer(name), graph)
+        for layer in graph.layers:
+            if layer.name not in parts:
+                continue
+            owner = owners.setdefault(layer, graph)
             if owner is not graph:
                 raise ValueError(
                     f"`model` must use each block once; {graph.name} and "
-                    f"{owner.name} share {parts[name][0]}."
+                    f"{owner.name} share {parts[layer.name][0]}."
                 )
 
         def replace(layer):
@@ -141,9 +143,11 @@ def _check_has_blocks(model):
 def _check_blocks(model, parts):
     """Refuse blocks with other inputs, outputs or strides than ours."""
     sources, readers = edges(model)
+    # Not `get_layer`, which searches the thousands of an explicit form.
+    layers = {layer.name: layer for layer in model.layers}
     inputs = {}
     for name, (block, part) in parts.items():
-        strides = getattr(model.get_layer(name), "strides", (1, 1))
+        strides = getattr(layers[name], "strides", (1, 1))
         if strides != (1, 1) and part != "2_conv":
             raise ValueError(_not_ours(name, "strides", strides))
         for reader in readers.get(name, ()):
