@@ -151,7 +151,7 @@ def _recipe(job, batch):
         crop_padding=0,
         random_resized_crop_scale=0.08,
         flip=True,
-        base_lr=0.01,
+        learning_rate=1e-4,
     )
 
 

@@ -277,6 +277,25 @@ def list_models() -> list[str]:
     return [*_BUILDERS, *_PAPER_ROWS]
 
 
+def default_image_size(model: str) -> int:
+    """Side of the images that a network is usually built for, in pixels.
+
+    Args:
+        model: A name, see `build`.
+
+    Returns:
+        224 for the ImageNet nets, 32 for the CIFAR nets.
+
+    Example:
+
+    >>> default_image_size("resnext29_8x64d")
+    32
+    """
+    depth = re.search(r"\d+", model)
+    imagenet = depth is None or int(depth[0]) in _DEPTHS
+    return DEFAULT_SIZE["imagenet" if imagenet else "cifar"]
+
+
 def build(model: str, **arguments) -> keras.Model:
     """Build a model by its name, as the command line and recipes do.
 

@@ -103,6 +103,7 @@ def toy_recipe(shades):
         batch_size=8,
         epochs=3,
         warmup_epochs=1.0,
+        learning_rate=0.0125,
         crop_padding=1,
     )
 

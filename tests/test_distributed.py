@@ -45,7 +45,7 @@ def sgd(folder):
         batch_size=8,
         epochs=3,  # of seven steps
         warmup_epochs=1.0,
-        base_lr=0.2,
+        learning_rate=0.00625,
         crop_padding=1,
         flip=True,
         color_jitter=0.2,
@@ -58,7 +58,7 @@ def adamw(sgd):
     return dataclasses.replace(
         sgd,
         optimizer="adamw",
-        base_lr=0.1,
+        learning_rate=0.003125,
         weight_decay=0.05,
         global_clipnorm=0.5,
         ema_decay=0.9,
@@ -203,7 +203,7 @@ def test_accumulation_is_the_whole_batch(sgd, tmp_path):
         sgd,
         weights=str(tmp_path / "source" / "model.keras"),
         freeze_until="conv4",
-        base_lr=0.01,
+        learning_rate=0.0003125,
     )
     whole, parts = (
         process.finish(

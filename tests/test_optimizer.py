@@ -62,7 +62,9 @@ def test_config_is_keras_config():
 
 
 def test_learning_rate_warms_up_and_falls():
-    recipe = Recipe(epochs=10, warmup_epochs=2.0, base_lr=0.8, batch_size=32)
+    recipe = Recipe(
+        epochs=10, warmup_epochs=2.0, learning_rate=0.1, batch_size=32
+    )
     rate = make_optimizer(recipe, 10, [])._learning_rate
     assert [float(rate(s)) for s in (0, 10, 20)] == pytest.approx(
         [0, 0.05, 0.1]
@@ -93,7 +95,7 @@ def test_weight_decay_is_pytorchs(decay_all, optimizer):
     model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
     recipe = Recipe(
         optimizer=optimizer,
-        base_lr=0.4,  # of 256 images; 0.1 for the head with a batch of 32
+        learning_rate=0.05,  # 0.1 for the head
         epochs=100,
         weight_decay=0.1,
         decay_all=decay_all,

@@ -14,7 +14,7 @@ from keras_resnext.training import augment
 from keras_resnext.training import datasets
 from keras_resnext.training import pipeline
 from keras_resnext.training.pipeline import InputShard
-from keras_resnext.training.recipe import RECIPES
+from keras_resnext.training.presets import RECIPES
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode

@@ -5,29 +5,32 @@ import json
 
 import pytest
 
-from keras_resnext.training.recipe import RECIPES
+from keras_resnext.training.presets import RECIPES
+from keras_resnext.training.recipe import GROUPS
 from keras_resnext.training.recipe import Recipe
+from keras_resnext.training.recipe import describe_fields
 
 
-def test_learning_rate_is_scaled_by_the_batch():
-    assert Recipe(base_lr=0.1, batch_size=256).peak_lr == pytest.approx(0.1)
-    assert Recipe(base_lr=0.1, batch_size=64).peak_lr == pytest.approx(0.025)
+def test_learning_rate_is_the_rate_used():
+    assert Recipe(learning_rate=0.1, batch_size=64).peak_lr == 0.1
+    scaled = Recipe(learning_rate=0.1, batch_size=64, lr_base_size=256)
+    assert scaled.peak_lr == pytest.approx(0.025)
 
 
 def test_overrides_take_the_type_of_the_field():
     changed = Recipe().override(
-        ["epochs=30", "base_lr=1", "flip=true", "model=resnext50"]
+        ["epochs=30", "learning_rate=1", "flip=true", "model=resnext50"]
     )
     assert changed == dataclasses.replace(
-        Recipe(), epochs=30, base_lr=1.0, flip=True, model="resnext50"
+        Recipe(), epochs=30, learning_rate=1.0, flip=True, model="resnext50"
     )
-    assert type(changed.base_lr) is float
+    assert type(changed.learning_rate) is float
 
 
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("epoch=3", "with a field of dataset, model.*got 'epoch=3'"),
+        ("epoch=3", "of dataset, model.*got 'epoch=3'.* Did you mean epochs"),
         ("epochs", "field=value.*got 'epochs'"),
         ("epochs=many", "`epochs` must be of type int; got 'many'"),
         ("epochs=1.5", "`epochs` must be of type int; got '1.5'"),
@@ -36,8 +39,8 @@ def test_overrides_take_the_type_of_the_field():
         ("batch_size=-4", "`batch_size` must be above 0; got -4"),
         ("momentum=1", r"`momentum` must be in \[0, 1\); got 1.0"),
         ("label_smoothing=nan", "`label_smoothing` must be finite"),
-        ("base_lr=nan", "`base_lr` must be finite"),
-        ("base_lr=inf", "`base_lr` must be finite"),
+        ("learning_rate=nan", "`learning_rate` must be finite"),
+        ("learning_rate=inf", "`learning_rate` must be finite"),
         ("dataset=", "`dataset` must be a name or a folder"),
         (f"seed={2**40}", "`seed` must be less than 2"),
         ("weight_decay=-1", "`weight_decay` must be 0 or above"),
@@ -50,7 +53,12 @@ def test_overrides_take_the_type_of_the_field():
         ),
         ("random_erasing=2", r"`random_erasing` must be in \[0, 1\]"),
         ("crop_pct=0", "`crop_pct` must be above 0"),
-        ("warmup_epochs=10", "`warmup_epochs` must be .* less than `epochs`"),
+        ("warmup_epochs=10", "less than the schedule's 10 epochs"),
+        ("head_epochs=10", "`head_epochs` must be less than `epochs`, 10"),
+        ("head_epochs=2", "`head_learning_rate` must be above 0 with"),
+        ("head_learning_rate=1", "`head_learning_rate` must be .* else 0"),
+        ("extended_from=10", "`extended_from` must be less than `epochs`"),
+        ("class_weight=yes", "`class_weight` must be one of none, balanced"),
     ],
 )
 def test_bad_fields_are_named(assignment, message):
@@ -94,3 +102,40 @@ def test_evaluation_follows_size_and_crop():
         image_size=176, eval_image_size=224, crop_pct=0.875
     ).eval_transform
     assert (transform.image_size, transform.resize_size) == (224, 256)
+
+
+def test_recipes_are_files_too(tmp_path):
+    recipe = Recipe(milestones=(3, 6), schedule="step", weights="imagenet")
+    recipe.save(tmp_path / "mine.json")
+    assert Recipe.load(tmp_path / "mine.json") == recipe
+    with pytest.raises(FileExistsError):
+        recipe.save(tmp_path / "mine.json")
+    (tmp_path / "part.json").write_text('{"epochs": 3, "warmup_epochs": 1}')
+    part = Recipe(epochs=3, warmup_epochs=1.0)
+    assert Recipe.load(tmp_path / "part.json") == part
+    (tmp_path / "other.json").write_text('{"epoch": 3}')
+    with pytest.raises(
+        ValueError, match="other.json must be a recipe; .*epoch"
+    ):
+        Recipe.load(tmp_path / "other.json")
+
+
+def test_each_field_is_explained_in_one_group():
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(fields)
+    explained = describe_fields()
+    assert list(explained) == fields
+    assert explained["gamma"] == "Factor by which it drops."
+    assert explained["flip"].endswith("flipped horizontally.")
+    assert all(text.endswith(".") for text in explained.values())
+
+
+def test_extended_recipes_name_where_they_began():
+    recipe = Recipe(epochs=10)
+    restated = recipe.extended(20, 10)
+    assert (restated.epochs, restated.schedule_start) == (20, 0)
+    restarted = recipe.extended(20, 10, restart_schedule=True)
+    assert (restarted.epochs, restarted.schedule_start) == (20, 10)
+    with pytest.raises(ValueError, match="`epochs` must be more than the 10"):
+        recipe.extended(10, 10)

@@ -50,7 +50,7 @@ def test_unfinished_run_has_no_model(tmp_path):
     with pytest.raises(ValueError, match="folder of a training run"):
         Run(tmp_path).load_model()
     (tmp_path / "recipe.json").write_text('{"epoch": 3}')
-    with pytest.raises(ValueError, match="recipe.json must contain a recipe"):
+    with pytest.raises(ValueError, match="recipe.json must be a recipe"):
         _ = Run(tmp_path).recipe
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(ValueError, match="has no model.keras yet"):

@@ -13,13 +13,14 @@ import typer
 from keras_resnext import __version__
 from keras_resnext.cli import evaluate
 from keras_resnext.cli import export
+from keras_resnext.cli import finetune
 from keras_resnext.cli import listing
 from keras_resnext.cli import predict
 from keras_resnext.cli import train
 from keras_resnext.cli.console import print_error
 
 app = typer.Typer(
-    help="ResNeXt for Keras 3: build, train, evaluate, predict and export.",
+    help="ResNeXt for Keras 3: fine-tune, train, evaluate, predict, export.",
     epilog="MODEL is the folder of a training run, a .keras file, or the name "
     "of a model with published weights (--weights TAG). Errors are one line; "
     "set KERAS_RESNEXT_TRACEBACK=1 to see the traceback.",
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("list")(listing.list_names)
 for command in (
     listing.summary,
+    finetune.finetune,
     train.train,
     evaluate.evaluate,
     predict.predict,

@@ -10,9 +10,11 @@ from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import training_progress
+from keras_resnext.cli.fields import with_recipe_fields
 from keras_resnext.extras import suggest
 
 
+@with_recipe_fields
 def train(
     workdir: Annotated[
         Path,
@@ -22,32 +24,31 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="[FIELD=VALUE]...",
-            help="Other fields of the recipe, such as epochs=30.",
+            help="Fields of the recipe, as epochs=30 or --epochs 30.",
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="Name of a recipe, see `list --recipes`.")
+        str,
+        typer.Option(
+            help="Name of a recipe, see `list --recipes`, or a .json file of "
+            "one, such as a run's."
+        ),
     ] = "digits",
-    dataset: Annotated[
-        str | None,
+    extend_to: Annotated[
+        int | None,
         typer.Option(
-            help="A TFDS name, such as digits or cifar10, or a folder "
-            "<split>/<class>/<image>.",
+            min=1,
+            help="Train a finished run to this number of epochs, with its own "
+            "recipe. The learning rate goes on as if that had been planned.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of a model, see `list`.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Initial weights: a tag, or a file."),
-    ] = None,
-    freeze_until: Annotated[
-        str | None,
+    restart_schedule: Annotated[
+        bool,
         typer.Option(
-            help="Freeze everything up to and including this stage, e.g. conv3."
+            "--restart-schedule",
+            help="With --extend-to: start the learning rate's schedule again.",
         ),
-    ] = None,
+    ] = False,
     strategy: Annotated[
         str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
     ] = "auto",
@@ -76,57 +77,98 @@ def train(
         ),
     ] = False,
     data_dir: DataDirOption = None,
+    **fields: str,
 ):
     """Train a model, or resume where training stopped.
 
     Without options, a small ResNeXt is trained on handwritten digits.
     """
-    from keras_resnext.training import RECIPES
-
-    if recipe not in RECIPES:
+    assignments = [f"{name}={value}" for name, value in fields.items()]
+    assignments += overrides or []
+    if extend_to is None:
+        if restart_schedule:
+            raise ValueError("`restart_schedule` needs --extend-to.")
+        plan = _find_recipe(recipe).override(assignments)
+    elif assignments or recipe != "digits":
         raise ValueError(
-            f"`recipe` must be one of {', '.join(RECIPES)}; got {recipe!r}."
-            f"{suggest(recipe, RECIPES)}"
+            "`extend_to` takes the recipe of the run as it is; got "
+            f"{', '.join(assignments) or recipe}."
         )
-    options = {
-        "dataset": dataset,
-        "model": model,
-        "weights": weights,
-        "freeze_until": freeze_until,
-    }
-    assignments = [
-        f"{name}={value}" for name, value in options.items() if value
-    ]
-    plan = RECIPES[recipe].override([*assignments, *(overrides or [])])
     # Workers connect before anything else uses TensorFlow.
     replicas = start_tensorflow(strategy)
+    if extend_to is not None:
+        plan = _extended(workdir, extend_to, restart_schedule)
+    run_training(
+        plan,
+        workdir,
+        on_start=lambda data: _print_start(plan, data),
+        strategy=replicas,
+        data_dir=data_dir,
+        steps_per_execution=steps_per_execution,
+        save_every_steps=save_every_steps,
+        keep=keep,
+        on_bad_image=on_bad_image,
+        deterministic=deterministic,
+    )
+
+
+def run_training(plan, workdir, **options):
+    """Train with a progress bar, and say what came of it."""
     from keras_resnext.training import train
 
-    console.print(plan)
     with training_progress() as (on_step, on_epoch):
         run = train(
-            plan,
-            workdir,
-            strategy=replicas,
-            data_dir=data_dir,
-            steps_per_execution=steps_per_execution,
-            save_every_steps=save_every_steps,
-            keep=keep,
-            on_bad_image=on_bad_image,
-            deterministic=deterministic,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            plan, workdir, on_step=on_step, on_epoch=on_epoch, **options
         )
-    _print_result(run, plan.epochs)
+    _print_result(run)
 
 
-def _print_result(run, epochs):
-    """Where the model is, and how good."""
-    accuracy = [entry["val_accuracy"] for entry in run.history[-1:]]
+def _find_recipe(recipe):
+    """A recipe by its name or file."""
+    from keras_resnext.training import RECIPES
+    from keras_resnext.training import Recipe
+
+    if recipe.endswith(".json"):
+        return Recipe.load(recipe)
+    if recipe not in RECIPES:
+        raise ValueError(
+            f"`recipe` must be one of {', '.join(RECIPES)}, or a .json file; "
+            f"got {recipe!r}.{suggest(recipe, RECIPES)}"
+        )
+    return RECIPES[recipe]
+
+
+def _extended(workdir, epochs, restart_schedule):
+    """The recipe of a run that is to train for more epochs."""
+    from keras_resnext.training import Run
+
+    run = Run(workdir)
+    plan = run.extended(epochs, restart_schedule=restart_schedule)
+    schedule = (
+        "starts again" if plan.restart_schedule else "is restated for them"
+    )
     console.print(
-        f"{run.path}: {epochs} epochs done"
-        + "".join(f", val_accuracy {a:.4f}" for a in accuracy)
-        + f". Its {run.model_file.name} is ready."
+        f"{run.path}: from {plan.extended_from} to {epochs} epochs; the "
+        f"schedule of the learning rate {schedule}."
+    )
+    return plan
+
+
+def _print_start(plan, data):
+    """The recipe, and what is odd about the data."""
+    console.print(plan)
+
+
+def _print_result(run):
+    """Where the model is, and how good."""
+    entry, epochs = run.history[-1], len(run.history)
+    line = f"{run.path}: {epochs} epochs done"
+    if run.recipe.early_stopping_patience:
+        entry = run.best_epoch
+        line += f", the best is {entry['epoch']}"
+    console.print(
+        f"{line}, val_accuracy {entry['val_accuracy']:.4f}. Its "
+        f"{run.model_file.name} is ready."
     )
     if run.bad_images:
         console.print(

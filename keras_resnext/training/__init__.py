@@ -3,12 +3,17 @@
 import importlib
 import typing
 
-from keras_resnext.training.recipe import RECIPES as RECIPES
+from keras_resnext.training.presets import RECIPES as RECIPES
 from keras_resnext.training.recipe import Recipe as Recipe
 
 if typing.TYPE_CHECKING:
     from keras_resnext.training.evaluation import Evaluation as Evaluation
     from keras_resnext.training.evaluation import evaluate as evaluate
+    from keras_resnext.training.finetuning import FinetunePlan as FinetunePlan
+    from keras_resnext.training.finetuning import finetune as finetune
+    from keras_resnext.training.finetuning import (
+        plan_finetuning as plan_finetuning,
+    )
     from keras_resnext.training.interrupt import (
         TrainingStoppedError as TrainingStoppedError,
     )
@@ -19,10 +24,13 @@ if typing.TYPE_CHECKING:
 # Recipes need no TensorFlow, which takes seconds to import.
 _HOME = {
     "Evaluation": "evaluation",
+    "FinetunePlan": "finetuning",
     "Run": "run",
     "TrainOptions": "options",
     "TrainingStoppedError": "interrupt",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
+    "plan_finetuning": "finetuning",
     "train": "trainer",
 }
 

@@ -71,6 +71,16 @@ class ImageData:
             )
         return splits[split].num_examples
 
+    def write_split(self, path):
+        pass
+
+    def class_counts(self, split):
+        import collections
+
+        labels = [int(l) for *_, l in self.encoded(split).as_numpy_iterator()]
+        c = collections.Counter(labels)
+        return {n: c[i] for i, n in enumerate(self.labels)}
+
     def prepare(self) -> None:
         """Download and prepare the data set, unless that is done.
 
@@ -270,7 +280,10 @@ def locate(name: str | os.PathLike) -> str:
 
 
 def open_dataset(
-    name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+    name: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    split_file=None,
 ) -> ImageData:
     """Find a data set by name or folder, without downloading it.
 

@@ -1,10 +1,15 @@
 """The log of a run: its history, and summaries for TensorBoard."""
 
+import importlib.util
+import logging
+
 import tensorflow as tf
 
 from keras_resnext.files import staged
 from keras_resnext.training import plots
 from keras_resnext.training.run import Run
+
+_log = logging.getLogger("keras_resnext")
 
 
 class RunLog:
@@ -46,9 +51,16 @@ class RunLog:
 
     def draw(self) -> None:
         """Draw the learning curves."""
-        if self.writes:
-            with staged(self.run.learning_curves, overwrite=True) as new:
-                plots.learning_curves(self.history, new)
+        if not self.writes:
+            return
+        if not importlib.util.find_spec("matplotlib"):
+            _log.warning(
+                "The learning curves are not drawn: matplotlib is missing "
+                "(pip install 'keras_resnext[train]')."
+            )
+            return
+        with staged(self.run.learning_curves, overwrite=True) as new:
+            plots.learning_curves(self.history, new)
 
 
 def _write_scalar(name, value):

@@ -39,10 +39,10 @@ def build_model(recipe: Recipe, classes: int) -> keras.Model:
         )
     finally:
         keras.config.set_dtype_policy(policy)
-    _freeze(model, recipe.freeze_until)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = recipe.sync_batch_norm
+    set_trainable(model, recipe)
     return model
 
 
@@ -70,8 +70,35 @@ def _build(recipe, classes, size, **options):
     )
 
 
-def _freeze(model, last):
-    """Freeze all stages up to and including `last`."""
+def set_trainable(
+    model: keras.Model, recipe: Recipe, *, head_only: bool = False
+) -> None:
+    """Freeze the layers that a recipe does not train.
+
+    Frozen batch norms use their moving statistics in training too. A step
+    that is already traced does not change.
+
+    Args:
+        model: The network of `build_model`.
+        recipe: A `Recipe`.
+        head_only: Whether to freeze all but the classifier, as in the first
+            `head_epochs`. Defaults to `False`.
+
+    Raises:
+        ValueError: if the network has no stage `freeze_until`.
+    """
+    frozen = _stages_until(model, recipe.freeze_until)
+    for layer in model.layers:
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name == CLASSIFIER or not (
+            head_only
+            or stage_of(layer.name) in frozen
+            or (is_norm and recipe.freeze_batch_norm)
+        )
+
+
+def _stages_until(model, last):
+    """Names of all stages up to and including `last`."""
     stages = dict.fromkeys(
         stage_of(layer.name)
         for layer in model.layers
@@ -82,7 +109,4 @@ def _freeze(model, last):
             f"`freeze_until` must be empty or one of {', '.join(stages)}; "
             f"got {last!r}."
         )
-    frozen = list(stages)[: list(stages).index(last) + 1] if last else ()
-    for layer in model.layers:
-        if stage_of(layer.name) in frozen:
-            layer.trainable = False
+    return list(stages)[: list(stages).index(last) + 1] if last else ()

@@ -103,13 +103,17 @@ class RatedAdamW(_Rates, keras.optimizers.Adam):
         super().update_step(gradient, variable, learning_rate)
 
 
-def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
+def make_optimizer(
+    recipe: Recipe, steps_per_epoch: int, variables, *, head_only: bool = False
+):
     """The optimizer that a recipe describes, with its learning rate.
 
     Args:
         recipe: A `Recipe`.
         steps_per_epoch: Steps in an epoch.
         variables: The `keras.Variable`s to train.
+        head_only: Whether it is for the first `head_epochs`, which have a
+            learning rate of their own. Defaults to `False`.
 
     Returns:
         A Keras optimizer, already built, because variables made inside a
@@ -120,7 +124,8 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
 
     >>> optimizer = make_optimizer(Recipe(), 44, model.trainable_variables)
     """
-    schedule = _schedule(recipe, steps_per_epoch)
+    make_schedule = _head_schedule if head_only else _schedule
+    schedule = make_schedule(recipe, steps_per_epoch)
     if recipe.optimizer == "sgd":
         optimizer = RatedSGD(
             momentum=recipe.momentum,
@@ -136,7 +141,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
         )
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
-    if recipe.head_lr_factor != 1:
+    if recipe.head_lr_factor != 1 and not head_only:
         optimizer.set_rate_factors(
             recipe.head_lr_factor
             if v.path.startswith(f"{CLASSIFIER}/")
@@ -149,18 +154,46 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int, variables):
     return optimizer
 
 
+def _head_schedule(recipe, steps_per_epoch):
+    """The learning rate by step while only the classifier is trained."""
+    return keras.optimizers.schedules.CosineDecay(
+        recipe.head_learning_rate, recipe.head_epochs * steps_per_epoch
+    )
+
+
 def _schedule(recipe, steps_per_epoch):
     """The learning rate by step: a linear warm-up, then cosine or steps."""
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
+    # This optimizer's steps begin after those of the head alone.
+    first = recipe.schedule_start - recipe.head_epochs
     if recipe.schedule == "step":
         milestones = [e * steps_per_epoch for e in recipe.milestones]
-        return _Steps(recipe.peak_lr, warmup_steps, milestones, recipe.gamma)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup_steps else recipe.peak_lr,
-        max(1, recipe.epochs * steps_per_epoch - warmup_steps),
-        warmup_target=recipe.peak_lr if warmup_steps else None,
-        warmup_steps=warmup_steps,
-    )
+        schedule = _Steps(
+            recipe.peak_lr, warmup_steps, milestones, recipe.gamma
+        )
+    else:
+        epochs = recipe.epochs - recipe.schedule_start
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup_steps else recipe.peak_lr,
+            max(1, epochs * steps_per_epoch - warmup_steps),
+            warmup_target=recipe.peak_lr if warmup_steps else None,
+            warmup_steps=warmup_steps,
+        )
+    return _Later(schedule, first * steps_per_epoch) if first else schedule
+
+
+class _Later(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that starts at a step other than 0."""
+
+    def __init__(self, schedule, first_step):
+        self.schedule, self.first_step = schedule, first_step
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.int64) - self.first_step
+        return self.schedule(tf.maximum(step, 0))
+
+    def get_config(self):
+        return dict(vars(self))
 
 
 class _Steps(keras.optimizers.schedules.LearningRateSchedule):

@@ -1,11 +1,19 @@
 """The configuration of a training run, without TensorFlow."""
 
 import dataclasses
+import inspect
+import json
 import math
+import os
+import pathlib
+import re
 import types
 import typing
 from collections.abc import Iterable
+from typing import Any
 
+from keras_resnext.extras import suggest
+from keras_resnext.files import staged
 from keras_resnext.transforms import EvalTransform
 
 _CHOICES = {
@@ -13,15 +21,45 @@ _CHOICES = {
     "schedule": ("cosine", "step"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "interpolation": ("bilinear", "bicubic"),
+    "class_weight": ("none", "balanced"),
 }
 _ABOVE_ZERO = (
     *("image_size", "batch_size", "gradient_accumulation_steps", "epochs"),
-    *("base_lr", "gamma", "crop_pct", "head_lr_factor"),
+    *("learning_rate", "gamma", "crop_pct", "head_lr_factor"),
 )
 _NOT_BELOW_ZERO = (
     *("weight_decay", "global_clipnorm", "crop_padding", "mixup", "cutmix"),
     *("color_jitter", "lighting", "eval_image_size", "seed"),
+    *("lr_base_size", "head_epochs", "head_learning_rate"),
+    *("early_stopping_patience", "extended_from"),
 )
+# What each field is about, as the command line's help groups them.
+GROUPS = {
+    "Data and network": (
+        *("dataset", "model", "form", "residual", "drop_path_rate"),
+        *("image_size", "eval_image_size", "crop_pct", "seed"),
+    ),
+    "Schedule": (
+        *("epochs", "batch_size", "gradient_accumulation_steps"),
+        *("learning_rate", "lr_base_size", "schedule", "warmup_epochs"),
+        *("milestones", "gamma", "early_stopping_patience"),
+        *("extended_from", "restart_schedule"),
+    ),
+    "Optimizer and loss": (
+        *("optimizer", "momentum", "nesterov", "weight_decay", "decay_all"),
+        *("global_clipnorm", "ema_decay", "label_smoothing", "class_weight"),
+        *("precision", "sync_batch_norm"),
+    ),
+    "Fine-tuning": (
+        *("weights", "head_epochs", "head_learning_rate", "head_lr_factor"),
+        *("freeze_until", "freeze_batch_norm"),
+    ),
+    "Augmentation": (
+        *("crop_padding", "random_resized_crop_scale", "interpolation", "flip"),
+        *("color_jitter", "lighting", "trivial_augment", "random_erasing"),
+        *("mixup", "cutmix"),
+    ),
+}
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "drop_path_rate")
 _FRACTIONS = ("random_erasing", "random_resized_crop_scale", "crop_pct")
 
@@ -31,7 +69,8 @@ class Recipe:
     """The full configuration of a run, saved with it as `recipe.json`.
 
     The defaults train a small CIFAR-style ResNeXt on handwritten digits in
-    one to two minutes on two CPU cores. `RECIPES` has others, by name.
+    one to two minutes on two CPU cores. `RECIPES` has others, by name, and
+    `finetune_recipe` makes one for a folder of photographs.
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
@@ -48,10 +87,14 @@ class Recipe:
         gradient_accumulation_steps: Number of parts into which each replica
             splits its batch to save memory. The gradient is that of the whole
             batch; batch norm sees one part at a time.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split, those of `head_epochs` among
+            them.
         optimizer: `"sgd"` or `"adamw"`.
-        base_lr: Peak learning rate for a batch of 256 images; it is scaled in
-            proportion to `batch_size` (Goyal et al., arXiv 1706.02677).
+        learning_rate: Learning rate after the warm-up, for all layers but
+            those that `head_lr_factor` and `freeze_until` name.
+        lr_base_size: Batch size that `learning_rate` is meant for: with
+            another `batch_size` it is scaled in proportion (Goyal et al.,
+            arXiv 1706.02677); 0 to use it as it is.
         schedule: After the warm-up, `"cosine"` decays to zero along a cosine;
             `"step"` multiplies by `gamma` at each of `milestones`.
         warmup_epochs: Epochs over which the rate rises linearly from zero.
@@ -69,6 +112,13 @@ class Recipe:
             batch-norm statistics, which starts after the warm-up and is what
             is evaluated and saved; 0 for none.
         label_smoothing: Probability spread evenly over all classes.
+        class_weight: `"balanced"` to weight each image's loss by the inverse
+            frequency of its class, with a mean of 1 over the training split;
+            `"none"` to weight all alike.
+        early_stopping_patience: Epochs without a better validation accuracy
+            (or, at the same accuracy, loss) after which training ends, and
+            the best epoch's weights are the result; 0 to train to the end and
+            keep the last ones.
         precision: `"float32"`, `"mixed_bfloat16"`, or `"mixed_float16"` with
             loss scaling.
         sync_batch_norm: Whether batch norm uses the statistics of all
@@ -97,18 +147,28 @@ class Recipe:
             shorter side; 0.875 is a crop of 224 pixels out of 256.
         weights: Initial weights: a file, a tag of `list_weights`, or
             `"imagenet"`; empty for random ones.
+        head_epochs: First epochs, in which only the classifier is trained, and
+            batch norm uses its moving statistics; 0 for none.
+        head_learning_rate: Learning rate at the beginning of these epochs; it
+            decays to zero along a cosine.
+        freeze_batch_norm: Whether batch norms keep their weights and use their
+            moving statistics in all epochs, as small batches need.
         freeze_until: Freeze everything up to and including this stage, such
             as `"conv3"`; empty to train everything.
         head_lr_factor: Factor of the learning rate for the classifier.
         seed: Seed of initial weights, order and augmentation.
+        extended_from: Epoch after which a finished run was extended, see
+            `extended`; 0 for a run that was not.
+        restart_schedule: Whether the learning rate's schedule started again
+            there.
 
     Raises:
         ValueError: if a field has a value that cannot work.
 
     Example:
 
-    >>> Recipe(epochs=30, batch_size=128).peak_lr
-    0.2
+    >>> Recipe(learning_rate=0.1, lr_base_size=256, batch_size=128).peak_lr
+    0.05
 
     Reference:
         arXiv 1611.05431, section 5.3: CIFAR images are padded by 4 pixels,
@@ -125,7 +185,8 @@ class Recipe:
     gradient_accumulation_steps: int = 1
     epochs: int = 10
     optimizer: str = "sgd"
-    base_lr: float = 0.4
+    learning_rate: float = 0.05
+    lr_base_size: int = 0
     schedule: str = "cosine"
     warmup_epochs: float = 2.0
     milestones: tuple[int, ...] = ()
@@ -137,6 +198,8 @@ class Recipe:
     global_clipnorm: float = 0.0
     ema_decay: float = 0.0
     label_smoothing: float = 0.1
+    class_weight: str = "none"
+    early_stopping_patience: int = 0
     precision: str = "float32"
     sync_batch_norm: bool = False
     crop_padding: int = 2
@@ -152,9 +215,14 @@ class Recipe:
     eval_image_size: int = 0
     crop_pct: float = 1.0
     weights: str = ""
+    head_epochs: int = 0
+    head_learning_rate: float = 0.0
+    freeze_batch_norm: bool = False
     freeze_until: str = ""
     head_lr_factor: float = 1.0
     seed: int = 0
+    extended_from: int = 0
+    restart_schedule: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -177,22 +245,45 @@ class Recipe:
             self.residual or not self.drop_path_rate,
             "0 without shortcuts (`residual=False`)",
         )
-        self._require(
-            "warmup_epochs",
-            0 <= self.warmup_epochs < self.epochs,
-            f"at least 0 and less than `epochs`, {self.epochs}",
-        )
-        self._require(
-            "milestones",
-            (self.schedule == "step") == bool(self.milestones)
-            and list(self.milestones) == sorted(set(self.milestones))
-            and all(0 < e < self.epochs for e in self.milestones),
-            "increasing, below `epochs`, with `schedule` step, else empty",
-        )
+        self._check_schedule()
         self._require(
             "gradient_accumulation_steps",
             self.batch_size % self.gradient_accumulation_steps == 0,
             f"a divisor of `batch_size`, {self.batch_size}",
+        )
+
+    def _check_schedule(self):
+        """Refuse phases that do not fit into the epochs."""
+        self._require(
+            "head_epochs",
+            self.head_epochs < self.epochs,
+            f"less than `epochs`, {self.epochs}",
+        )
+        self._require(
+            "head_learning_rate",
+            bool(self.head_epochs) == (self.head_learning_rate > 0),
+            "above 0 with `head_epochs`, else 0",
+        )
+        self._require(
+            "extended_from",
+            self.extended_from < self.epochs,
+            f"less than `epochs`, {self.epochs}",
+        )
+        epochs = self.epochs - self.schedule_start
+        self._require(
+            "warmup_epochs",
+            0 <= self.warmup_epochs < epochs,
+            f"at least 0 and less than the schedule's {epochs} epochs",
+        )
+        # An extension need not reach them all again.
+        end = self.epochs if self.restart_schedule else epochs
+        self._require(
+            "milestones",
+            (self.schedule == "step") == bool(self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones))
+            and all(0 < e < end for e in self.milestones),
+            "increasing, less than the schedule's epochs, with `schedule` "
+            "step, else empty",
         )
 
     def _check_type(self, field):
@@ -222,7 +313,15 @@ class Recipe:
     @property
     def peak_lr(self) -> float:
         """Learning rate after the warm-up."""
-        return self.base_lr * self.batch_size / 256
+        if not self.lr_base_size:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size / self.lr_base_size
+
+    @property
+    def schedule_start(self) -> int:
+        """Epochs before the schedule of `learning_rate` starts."""
+        restart = self.extended_from if self.restart_schedule else 0
+        return max(self.head_epochs, restart)
 
     @property
     def final_image_size(self) -> int:
@@ -233,6 +332,81 @@ class Recipe:
     def eval_transform(self) -> EvalTransform:
         """The transform of images for the trained model."""
         return EvalTransform.from_crop_pct(self.final_image_size, self.crop_pct)
+
+    def extended(
+        self, epochs: int, done: int, *, restart_schedule: bool = False
+    ) -> "Recipe":
+        """The recipe of a finished run that is to train for more epochs.
+
+        Args:
+            epochs: Epochs in all.
+            done: Epochs that the run has.
+            restart_schedule: Whether the learning rate starts again with its
+                warm-up and decays over the new epochs. Defaults to `False`:
+                it goes on as if the run had been planned for `epochs`.
+
+        Returns:
+            A `Recipe` for `train` and the same folder.
+
+        Raises:
+            ValueError: if `epochs` is not more than `done`.
+
+        Example:
+
+        >>> train(run.recipe.extended(20, done=10), run.path)
+        """
+        if epochs <= done:
+            raise ValueError(
+                f"`epochs` must be more than the {done} that the run has; got "
+                f"{epochs}."
+            )
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            extended_from=done,
+            restart_schedule=restart_schedule,
+        )
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write the recipe as a JSON file, to edit and to train with.
+
+        Args:
+            path: File to write.
+            overwrite: Whether to replace an existing file. Defaults to
+                `False`.
+
+        Raises:
+            FileExistsError: if `path` exists and `overwrite` is false.
+
+        Example:
+
+        >>> recipe.save("mine.json")  # keras-resnext train --recipe mine.json
+        """
+        with staged(path, overwrite=overwrite) as new:
+            new.write_text(json.dumps(dataclasses.asdict(self), indent=2))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Recipe":
+        """Read a recipe that `save` or a run wrote.
+
+        Args:
+            path: A JSON file; fields that it does not have are the defaults.
+
+        Returns:
+            A `Recipe`.
+
+        Raises:
+            ValueError: if the file is not a recipe.
+
+        Example:
+
+        >>> Recipe.load("runs/digits/recipe.json").epochs
+        10
+        """
+        try:
+            return cls(**json.loads(pathlib.Path(path).read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} must be a recipe; {error}.") from error
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with fields set from strings, as on the command line.
@@ -252,7 +426,7 @@ class Recipe:
         >>> Recipe().override(["epochs=30", "flip=true"]).epochs
         30
         """
-        kinds = typing.get_type_hints(type(self))
+        kinds = _kinds()
         changes = {}
         for assignment in assignments:
             name, equals, text = assignment.partition("=")
@@ -260,13 +434,36 @@ class Recipe:
                 raise ValueError(
                     f"A recipe field must be set as field=value, with a field "
                     f"of {', '.join(kinds)}; got {assignment!r}."
+                    f"{suggest(name, kinds)}"
                 )
-            changes[name] = _parse(name, kinds[name], text)
+            changes[name] = parse_field(name, text)
         return dataclasses.replace(self, **changes)
 
 
-def _parse(name, kind, text):
-    """A field's value from its text."""
+def _kinds():
+    """Type of each field."""
+    return typing.get_type_hints(Recipe)
+
+
+def parse_field(name: str, text: str) -> Any:
+    """A field's value from its text on the command line.
+
+    Args:
+        name: A field of `Recipe`.
+        text: Its value; items of a tuple are separated by commas.
+
+    Returns:
+        The value, of the field's type.
+
+    Raises:
+        ValueError: if the text is of another type.
+
+    Example:
+
+    >>> parse_field("milestones", "30,60")
+    (30, 60)
+    """
+    kind = _kinds()[name]
     readers = {
         bool: lambda text: {"true": True, "false": False}[text.lower()],
         tuple[int, ...]: lambda text: tuple(
@@ -285,86 +482,18 @@ def _parse(name, kind, text):
         ) from None
 
 
-# As in section 4 of the paper, with the schedule of the code it refers to
-# (fb.resnet.torch): a tenth after 30, 60 and 90 epochs.
-_IMAGENET_PAPER = Recipe(
-    dataset="imagenet2012",
-    model="resnext50_32x4d",
-    image_size=224,
-    batch_size=256,
-    epochs=100,
-    base_lr=0.1,
-    schedule="step",
-    warmup_epochs=0,
-    milestones=(30, 60, 90),
-    nesterov=False,
-    weight_decay=1e-4,
-    decay_all=True,
-    label_smoothing=0,
-    crop_padding=0,
-    random_resized_crop_scale=0.08,
-    flip=True,
-    crop_pct=224 / 256,
-)
-# As in the paper's appendix: 0.1 for 128 images, a tenth at 150 and 225.
-_CIFAR_PAPER = Recipe(
-    dataset="cifar10",
-    model="resnext29_8x64d",
-    image_size=32,
-    batch_size=128,
-    epochs=300,
-    base_lr=0.1 * 256 / 128,
-    schedule="step",
-    warmup_epochs=0,
-    milestones=(150, 225),
-    nesterov=False,
-    weight_decay=5e-4,
-    decay_all=True,
-    label_smoothing=0,
-    crop_padding=4,
-    flip=True,
-)
+def describe_fields() -> dict[str, str]:
+    """What each field of a recipe means, from the docstring of `Recipe`.
 
-RECIPES = {
-    "digits": Recipe(),
-    "imagenet_paper": _IMAGENET_PAPER,
-    # As in facebookresearch/ResNeXt: Nesterov, and more augmentation than the
-    # paper mentions.
-    "imagenet_released": dataclasses.replace(
-        _IMAGENET_PAPER,
-        nesterov=True,
-        interpolation="bicubic",
-        color_jitter=0.4,
-        lighting=0.1,
-    ),
-    # torchvision's second weights (its issue 3995, pull request 5935): 0.5
-    # for 8 x 128 images. Its average is updated every 32 steps with a weight
-    # of (1 - 0.99998) x 8 x 128 x 32 / 600, which is spread over the steps
-    # here. Its sampler, which repeats each image four times an epoch, is left
-    # out.
-    "imagenet_modern": dataclasses.replace(
-        _IMAGENET_PAPER,
-        image_size=176,
-        eval_image_size=224,
-        crop_pct=224 / 232,
-        batch_size=1024,
-        epochs=600,
-        base_lr=0.5 * 256 / 1024,
-        schedule="cosine",
-        milestones=(),
-        warmup_epochs=5,
-        weight_decay=2e-5,
-        decay_all=False,
-        ema_decay=1 - 2e-5 * 1024 / 600,
-        label_smoothing=0.1,
-        trivial_augment=True,
-        random_erasing=0.1,
-        mixup=0.2,
-        cutmix=1.0,
-    ),
-    "cifar_paper": _CIFAR_PAPER,
-    # As in the released code, which drops at 0.49 and 0.74 of the epochs.
-    "cifar_released": dataclasses.replace(
-        _CIFAR_PAPER, nesterov=True, milestones=(147, 222)
-    ),
-}
+    Returns:
+        A sentence or two by field name.
+
+    Example:
+
+    >>> describe_fields()["gamma"]
+    'Factor by which it drops.'
+    """
+    text = inspect.getdoc(Recipe)
+    text = text[text.index("Args:") : text.index("Raises:")]
+    entries = re.findall(r"^    (\w+): (.+?)(?=^    \w|\Z)", text, re.M | re.S)
+    return {name: " ".join(body.split()) for name, body in entries}

@@ -4,12 +4,17 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import typing
 
 import keras
 
 from keras_resnext.classifier import Classifier
 from keras_resnext.files import staged
 from keras_resnext.training.recipe import Recipe
+
+if typing.TYPE_CHECKING:
+    from keras_resnext.training.datasets import ImageData
 
 
 class Run:
@@ -19,6 +24,7 @@ class Run:
     |---|---|
     | `recipe.json` | the full `Recipe` |
     | `labels.txt` | class names, one a line, in the order of the outputs |
+    | `split.json` | the validation images, of a folder without splits |
     | `history.jsonl` | metrics, one line per epoch |
     | `checkpoints/` | model, optimizer and step, to resume from |
     | `tensorboard/` | loss, accuracy and learning rate, for TensorBoard |
@@ -27,6 +33,7 @@ class Run:
     | `best.keras` | the model with the best validation accuracy |
     | `learning_curves.png` | a plot of the history |
     | `model.keras` | the trained model, once training is finished |
+    | `model_epoch10.keras` | what it was before the run was extended |
 
     Both models are saved with their class names and transform, see
     `keras_resnext.classifier.Classifier`.
@@ -48,6 +55,7 @@ class Run:
         self.best_model_file = self.path / "best.keras"
         self.learning_curves = self.path / "learning_curves.png"
         self.tensorboard = self.path / "tensorboard"
+        self.split_file = self.path / "split.json"
         self._recipe_file = self.path / "recipe.json"
         self._labels_file = self.path / "labels.txt"
         self._history_file = self.path / "history.jsonl"
@@ -55,13 +63,8 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The run's `Recipe`."""
-        text = self._read(self._recipe_file)
-        try:
-            return Recipe(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self._recipe_file} must contain a recipe; {error}."
-            ) from error
+        self._read(self._recipe_file)
+        return Recipe.load(self._recipe_file)
 
     @property
     def labels(self) -> list[str]:
@@ -92,9 +95,53 @@ class Run:
         return Classifier.load(self.path).model
 
     @property
+    def started(self) -> bool:
+        """Whether the folder contains a run."""
+        return self._recipe_file.exists()
+
+    @property
     def finished(self) -> bool:
         """Whether training is finished."""
         return self.model_file.exists()
+
+    @property
+    def best_epoch(self) -> dict:
+        """Metrics of the epoch with the best validation accuracy."""
+        return max(
+            self.history,
+            key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]),
+        )
+
+    def extended(
+        self, epochs: int, *, restart_schedule: bool = False
+    ) -> Recipe:
+        """The recipe with which `train` goes on with this finished run.
+
+        Args:
+            epochs: Epochs in all.
+            restart_schedule: See `Recipe.extended`. Defaults to `False`.
+
+        Returns:
+            A `Recipe`; that of the run if it already is extended so.
+
+        Raises:
+            ValueError: if the run is not finished, or has as many epochs.
+
+        Example:
+
+        >>> train(run.extended(20), run.path)
+        """
+        recipe = self.recipe
+        if not self.finished:
+            if recipe.extended_from and recipe.epochs == epochs:
+                return recipe  # stopped while it was extended
+            raise ValueError(
+                f"`workdir` must be a finished run to be extended; {self.path} "
+                "is not. Start the same training again to finish it."
+            )
+        return recipe.extended(
+            epochs, len(self.history), restart_schedule=restart_schedule
+        )
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that contains another run.
@@ -120,6 +167,8 @@ class Run:
                     )
             return
         saved = self.recipe
+        if self._extends(saved, recipe):
+            return
         different = [
             f"{field.name} {getattr(recipe, field.name)!r} "
             f"(there {getattr(saved, field.name)!r})"
@@ -144,14 +193,39 @@ class Run:
                 f"trained on, {self.labels}; it has {labels}."
             )
 
-    def start(self, recipe: Recipe, labels: list[str]) -> None:
-        """Write recipe and class names, unless they are there."""
-        if self._recipe_file.exists() and self._labels_file.exists():
+    def _extends(self, saved, recipe):
+        """Whether a recipe is that of this finished run, extended."""
+        done = len(self.history)
+        return (
+            self.finished
+            and recipe.extended_from == done
+            and recipe
+            == saved.extended(
+                recipe.epochs, done, restart_schedule=recipe.restart_schedule
+            )
+        )
+
+    def start(self, recipe: Recipe, data: "ImageData") -> None:
+        """Write what the run is, unless it is there; go on with a finished one.
+
+        Args:
+            recipe: Its `Recipe`.
+            data: Its `ImageData`.
+        """
+        if self.finished:
+            name = f"model_epoch{recipe.extended_from}.keras"
+            self.model_file.rename(self.path / name)
+        elif self._recipe_file.exists() and self._labels_file.exists():
             return
-        with staged(self._recipe_file, overwrite=True) as new:
-            new.write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
+        data.write_split(self.split_file)
+        recipe.save(self._recipe_file, overwrite=True)
         with staged(self._labels_file, overwrite=True) as new:
-            new.write_text("\n".join(labels) + "\n")
+            new.write_text("\n".join(data.labels) + "\n")
+
+    def finish_with_best(self) -> None:
+        """Make the best epoch's model the result."""
+        with staged(self.model_file, overwrite=True) as new:
+            shutil.copyfile(self.best_model_file, new)
 
     def write_history(self, history: list[dict]) -> None:
         """Replace the history."""

@@ -22,6 +22,7 @@ def make_train_steps(
     *,
     average: MovingAverage | None = None,
     prepare=lambda images: images,
+    class_weights=None,
     time_input: bool = True,
 ):
     """Build a function that trains for some steps in one call.
@@ -35,6 +36,9 @@ def make_train_steps(
         average: The model's `MovingAverage`. Defaults to `None`.
         prepare: Function from a batch of pixels, float32, to the model's
             input, such as `preprocess_input`. Defaults to the identity.
+        class_weights: Weight of each class in the loss, `(classes,)`; of a
+            mixed image, the mean by its probabilities. Defaults to `None`,
+            which weights all alike.
         time_input: Whether to measure how long steps wait for images, which
             TensorFlow's deterministic mode does not allow. Defaults to `True`.
 
@@ -46,7 +50,7 @@ def make_train_steps(
         seconds that this worker waited for images, and stop flags.
     """
     replica_step = _make_replica_step(
-        strategy, model, optimizer, recipe, average, prepare
+        strategy, model, optimizer, recipe, average, prepare, class_weights
     )
 
     def now():
@@ -101,7 +105,9 @@ def _repeated(step):
     return some
 
 
-def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
+def _make_replica_step(
+    strategy, model, optimizer, recipe, average, prepare, class_weights
+):
     """Build one replica's part of a training step."""
     variables = model.trainable_variables
     replicas = strategy.num_replicas_in_sync
@@ -120,6 +126,11 @@ def _make_replica_step(strategy, model, optimizer, recipe, average, prepare):
                 label_smoothing=recipe.label_smoothing,
             )
             losses *= tf.cast(weights, losses.dtype)
+            if class_weights is not None:
+                weight = tf.constant(class_weights, losses.dtype)
+                losses *= tf.linalg.matvec(
+                    tf.cast(targets, losses.dtype), weight
+                )
             # Gradients are summed over replicas, so that each divides by the
             # global batch size, not by its own.
             loss = tf.reduce_sum(losses) / recipe.batch_size

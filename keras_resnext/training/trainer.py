@@ -1,20 +1,22 @@
 """The training loop: epochs, checkpoints, metrics."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
-from keras_resnext.extras import require
 from keras_resnext.training import step as steps
 from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.checkpoints import Checkpoints
+from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.datasets import locate
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.evaluation import Validation
@@ -23,6 +25,7 @@ from keras_resnext.training.interrupt import stop_flag
 from keras_resnext.training.log import RunLog
 from keras_resnext.training.model import build_final_model
 from keras_resnext.training.model import build_model
+from keras_resnext.training.model import set_trainable
 from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.options import TrainOptions
 from keras_resnext.training.pipeline import BadImages
@@ -35,6 +38,7 @@ from keras_resnext.training.strategy import gather
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
+from keras_resnext.weights.load import find_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,7 @@ def train(
     workdir: str | os.PathLike,
     options: TrainOptions | None = None,
     *,
+    on_start: Callable[[ImageData], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict], None] | None = None,
     **overrides: Any,
@@ -81,13 +86,16 @@ def train(
     A checkpoint is saved after each epoch, and in between if
     `save_every_steps` is set. Called again with the same recipe and folder,
     training resumes from the last checkpoint and sees the same images in the
-    same order. SIGTERM saves and stops. The seeds of Python, NumPy and
-    TensorFlow are set to `recipe.seed`.
+    same order. A finished run goes on if its recipe is that of `Run.extended`;
+    the model that it had is kept as `model_epoch<n>.keras`. SIGTERM saves and
+    stops. The seeds of Python, NumPy and TensorFlow are set to `recipe.seed`.
 
     Args:
         recipe: A `Recipe`.
         workdir: Folder of the run, see `Run`; shared by all workers.
         options: `TrainOptions`. Defaults to `None`, their defaults.
+        on_start: Called with the data set when all arguments are checked,
+            before anything long begins. Defaults to `None`.
         on_step: Called with a `Progress` after each compiled call. Defaults to
             `None`.
         on_epoch: Called with each new entry of `Run.history`, a dict. Defaults
@@ -103,7 +111,6 @@ def train(
             which is left untouched, or an image cannot be decoded.
         RuntimeError: if the loss is not finite; the last checkpoint is kept.
         TrainingStoppedError: after SIGTERM.
-        ModuleNotFoundError: if matplotlib (extra `train`) is missing.
 
     Example:
 
@@ -114,26 +121,28 @@ def train(
     run = Run(workdir)
     recipe = dataclasses.replace(recipe, dataset=locate(recipe.dataset))
     run.check(recipe)
-    if run.finished:
+    if run.finished and run.recipe == recipe:
         return run
-    require("matplotlib", extra="train", purpose="The learning curves")
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(options.strategy)
     _check_support(recipe, options, strategy)
-    data = open_dataset(recipe.dataset, options.data_dir)
+    data = open_dataset(
+        recipe.dataset, options.data_dir, split_file=run.split_file
+    )
+    if recipe.weights:
+        find_source(recipe.weights, recipe.model)
+    if data.is_folder:
+        _check_data(data, recipe, run)
+    if on_start:
+        on_start(data)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = build_model(recipe, len(data.labels))
     _prepare(data, strategy)
-    run.check_labels(data.labels)  # some are not known before
-    if not data.num_examples("train") // recipe.batch_size:
-        raise ValueError(
-            "`batch_size` must be at most the number of training images, "
-            f"{data.num_examples('train')}; got {recipe.batch_size}."
-        )
+    _check_data(data, recipe, run)  # some of it is not known before
     if is_chief(strategy):
-        run.start(recipe, data.labels)
+        run.start(recipe, data)
     training = _Training(recipe, run, options, strategy, data, model)
     with stop_flag() as stop:
         training.run_epochs(
@@ -170,6 +179,16 @@ def _check_support(recipe, options, strategy):
         )
 
 
+def _check_data(data, recipe, run):
+    """Refuse other classes than the run's, and less than a batch."""
+    run.check_labels(data.labels)
+    if not data.num_examples("train") // recipe.batch_size:
+        raise ValueError(
+            "`batch_size` must be at most the number of training images, "
+            f"{data.num_examples('train')}; got {recipe.batch_size}."
+        )
+
+
 def _prepare(data, strategy):
     """Download and prepare the data set, on the chief before the others."""
     if is_chief(strategy):
@@ -177,6 +196,15 @@ def _prepare(data, strategy):
     gather(strategy, 0)
     if not is_chief(strategy):
         data.prepare()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+    """Epochs in which the same layers are trained."""
+
+    head_only: bool
+    end_epoch: int
+    optimizer: keras.optimizers.Optimizer
 
 
 class _Training:
@@ -192,18 +220,11 @@ class _Training:
         )
         self.steps_per_epoch = data.num_examples("train") // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.phase = None
+        self.phases = self._make_phases()
         self._restore()
         self.log = RunLog(
             run, int(self.step) // self.steps_per_epoch, writes=self.writes
-        )
-        self.train_steps = steps.make_train_steps(
-            strategy,
-            model,
-            self.optimizer,
-            recipe,
-            average=self.average,
-            prepare=recipe.eval_transform.normalize_in_graph,
-            time_input=not options.deterministic,
         )
         self.validation = Validation(strategy, model, data, recipe, self.bad)
         self.sync_batch_stats = steps.make_sync_batch_stats(
@@ -211,14 +232,53 @@ class _Training:
         )
         self.final_model = build_final_model(recipe, len(data.labels))
 
+    def _make_phases(self):
+        """The head alone, if the recipe says so, then the whole network."""
+        phases = []
+        for head_only, end in (
+            (True, self.recipe.head_epochs),
+            (False, self.recipe.epochs),
+        ):
+            if not end:
+                continue
+            set_trainable(self.model, self.recipe, head_only=head_only)
+            with self.strategy.scope():
+                optimizer = make_optimizer(
+                    self.recipe,
+                    self.steps_per_epoch,
+                    self.model.trainable_variables,
+                    head_only=head_only,
+                )
+            phases.append(_Phase(head_only, end, optimizer))
+        return phases
+
+    def _enter(self, phase):
+        """Train what a phase trains."""
+        self.phase = phase
+        set_trainable(self.model, self.recipe, head_only=phase.head_only)
+        weights = None
+        if self.recipe.class_weight == "balanced":
+            weights = balanced_weights(self.data.class_counts("train"))
+        self.train_steps = steps.make_train_steps(
+            self.strategy,
+            self.model,
+            phase.optimizer,
+            self.recipe,
+            average=None if phase.head_only else self.average,
+            prepare=self.recipe.eval_transform.normalize_in_graph,
+            class_weights=weights,
+            time_input=not self.options.deterministic,
+        )
+
+    def _averaged(self):
+        """A context in which the model has the weights to evaluate."""
+        if self.phase.head_only:  # the average starts later
+            return contextlib.nullcontext()
+        return self.average.swapped_in()
+
     def _restore(self):
         """Make what is in a checkpoint, and read the newest one."""
         with self.strategy.scope():
-            self.optimizer = make_optimizer(
-                self.recipe,
-                self.steps_per_epoch,
-                self.model.trainable_variables,
-            )
             self.average = MovingAverage(
                 self.model,
                 self.recipe.ema_decay,
@@ -227,12 +287,15 @@ class _Training:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Of the epoch so far, see `make_train_steps`.
         self.totals = tf.Variable(tf.zeros(5, tf.float64), trainable=False)
-        self.best = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
+        # Accuracy, loss and epoch of the best epoch so far.
+        self.best = tf.Variable(
+            [-1.0, math.inf, 0.0], dtype=tf.float64, trainable=False
+        )
         self.checkpoints = Checkpoints(
             self.run.checkpoints,
             keep=self.options.keep,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizers=[phase.optimizer for phase in self.phases],
             averages=self.average.averages,
             # Of stochastic depth; `model` does not include it.
             random_state=[
@@ -255,21 +318,39 @@ class _Training:
 
     def run_epochs(self, stop, on_step, on_epoch):
         """Train to the end."""
-        first = int(self.step) // self.steps_per_epoch
-        for epoch in range(first, self.recipe.epochs):
+        for epoch in range(self._epochs_done(), self.recipe.epochs):
+            if self._stops_early():
+                break
+            phase = next(p for p in self.phases if epoch < p.end_epoch)
+            if phase is not self.phase:
+                self._enter(phase)
             progress = self._run_epoch(epoch, stop, on_step)
             self._check_finite(progress.step)
             self.sync_batch_stats()
-            with self.average.swapped_in():
+            with self._averaged():
                 loss, accuracy = self.validation.run(self.steps_per_execution)
-                self._keep_best(accuracy)
+                self._keep_best(epoch + 1, accuracy, loss)
             self._log_epoch(progress, loss, accuracy)
             self.totals.assign(tf.zeros_like(self.totals))
             self._save()
             on_epoch(self.log.history[-1])
         self.log.draw()
-        with self.average.swapped_in():
+        if self.recipe.early_stopping_patience:
+            if self.writes:
+                self.run.finish_with_best()
+            return
+        with self._averaged():
             self._write_model(self.run.model_file)
+
+    def _epochs_done(self):
+        return int(self.step) // self.steps_per_epoch
+
+    def _stops_early(self):
+        """Whether the last epochs have brought nothing better."""
+        patience = self.recipe.early_stopping_patience
+        begun = max(self.recipe.head_epochs, self.recipe.extended_from)
+        best = max(int(self.best[2]), begun)
+        return bool(patience) and self._epochs_done() - best >= patience
 
     def _run_epoch(self, epoch, stop, on_step):
         """Train for an epoch, or for the rest of it."""
@@ -316,8 +397,8 @@ class _Training:
             step = int(self.step)
             raise RuntimeError(
                 f"The loss is not finite in step {step} (epoch "
-                f"{-(-step // self.steps_per_epoch)}); a lower base_lr may "
-                f"help. {self.run.path} keeps the last checkpoint."
+                f"{-(-step // self.steps_per_epoch)}); a lower learning_rate "
+                f"may help. {self.run.path} keeps the last checkpoint."
             )
         return sums
 
@@ -362,14 +443,15 @@ class _Training:
             if not tf.reduce_all(tf.math.is_finite(value)):
                 raise RuntimeError(
                     f"{variable.path} is not finite after step {step}; a "
-                    f"lower base_lr may help. {self.run.path} keeps the last "
-                    "checkpoint."
+                    f"lower learning_rate may help. {self.run.path} keeps the "
+                    "last checkpoint."
                 )
 
-    def _keep_best(self, accuracy):
+    def _keep_best(self, epoch, accuracy, loss):
         """Write the model if it is the best so far."""
-        if accuracy > float(self.best):
-            self.best.assign(accuracy)
+        best_accuracy, best_loss, _ = self.best.numpy()
+        if (accuracy, -loss) > (best_accuracy, -best_loss):
+            self.best.assign([accuracy, loss, epoch])
             self._write_model(self.run.best_model_file)
 
     def _write_model(self, path):
@@ -400,7 +482,7 @@ class _Training:
         self.log.add_epoch(progress.step, entry)
 
     def _learning_rate(self):
-        return float(self.optimizer.learning_rate)
+        return float(self.phase.optimizer.learning_rate)
 
     def _save(self):
         """Save a checkpoint."""
@@ -410,3 +492,22 @@ class _Training:
         self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if self.writes:
             self.checkpoints.save(int(self.step))
+
+
+def balanced_weights(counts: Mapping[str, int]) -> list[float]:
+    """Weights of classes by inverse frequency, with a mean of 1 over images.
+
+    Args:
+        counts: Number of training images of each class.
+
+    Returns:
+        A weight for each class, 0 for one without images.
+
+    Example:
+
+    >>> balanced_weights({"cat": 90, "dog": 30})
+    [0.6666666666666666, 2.0]
+    """
+    present = [count for count in counts.values() if count]
+    mean = sum(present) / len(present)
+    return [mean / count if count else 0.0 for count in counts.values()]
