@@ -170,6 +170,33 @@ def study(
 
 
 @app.command()
+def transfer(
+    folder: FolderOption = None,
+    runs: Annotated[
+        pathlib.Path,
+        typer.Option(help="Where images and networks are kept."),
+    ] = pathlib.Path("runs/transfer"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
+):
+    """Fine-tune on emoji, beside training from scratch; an hour.
+
+    The emoji come from npm's registry, with npm.
+    """
+    from benchmarks.transfer import draw_transfer
+    from benchmarks.transfer import prepare
+    from benchmarks.transfer import run_transfer
+
+    images = runs / "images"
+    prepare(images)
+    tested = len(list((images / "twitter" / "test").rglob("*.png")))
+    records = run_transfer(images, runs, seeds=seeds, log=console.print)
+    folder = folder or report.FOLDER
+    about = {"about": machine.describe(), "tested": tested}
+    _write(folder / "transfer.json", {**about, "records": records})
+    draw_transfer(records, tested, folder / "transfer.svg")
+
+
+@app.command()
 def show(
     folder: FolderOption = None,
     readme: Annotated[

@@ -199,7 +199,7 @@ def _keras_fit(job, model):
     return step
 
 
-def keras_on_jax(job):
+def keras_on_jax(job, stock=False):
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax
@@ -208,6 +208,8 @@ def keras_on_jax(job):
     import keras_resnext as ours
 
     model = _our_model(job, None)
+    if stock:
+        model = ours.to_stock_layers(model)
     images, labels = map(jax.numpy.asarray, images_and_labels(job))
     if job.task == "inference":
         model = ours.fold_batch_norm(model)
@@ -459,6 +461,9 @@ SUBJECTS = {
         layout="channels_last", compile=True, library="timm"
     ),
     "Keras on JAX": Subject(keras_on_jax, ("jax",)),
+    "Keras on JAX, Conv2D": Subject(
+        functools.partial(keras_on_jax, stock=True), ("jax",)
+    ),
     "ONNX Runtime": Subject(onnxruntime, ("onnxruntime",)),
     "LiteRT": Subject(litert, ("ai_edge_litert.interpreter",)),
     "OpenVINO": Subject(openvino, ("openvino",)),
