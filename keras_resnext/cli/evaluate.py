@@ -37,6 +37,15 @@ def evaluate(
             "predictions.png in the run's folder, for the run's own data."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to write report.html, report.json and pictures: "
+            "confusion matrix, scores of each class, most confused pairs, "
+            "calibration. An earlier report there is replaced.",
+        ),
+    ] = None,
     at_least: Annotated[
         float | None,
         typer.Option(help="Exit with status 1 below this accuracy."),
@@ -50,7 +59,10 @@ def evaluate(
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
     from keras_resnext.training.plots import draw_predictions
+    from keras_resnext.training.report import check_report
 
+    if report is not None:
+        check_report(report)
     if picture is None and Path(model).is_dir() and not (dataset or split):
         picture = Path(model, "predictions.png")
     if picture is not None:
@@ -73,8 +85,11 @@ def evaluate(
     )
     print_bad_images(result.bad_images)
     if picture is not None:
-        draw_predictions(result, data, classifier.transform, picture)
+        draw_predictions(result, picture)
         console.print(f"Wrote {picture}.")
+    if report is not None:
+        result.report(report, title=f"{model} on {data.name}, {result.split}")
+        console.print(f"Wrote {report / 'report.html'}.")
     if at_least is not None and result.accuracy < at_least:
         raise RuntimeError(
             f"The accuracy must be at least {at_least}; it is "

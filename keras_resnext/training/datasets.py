@@ -99,7 +99,12 @@ class ImageData:
             raise FileNotFoundError(str(error)) from error
 
     def encoded(
-        self, split: str, *, shuffle_seed: int | None = None, skip: int = 0
+        self,
+        split: str,
+        *,
+        shuffle_seed: int | None = None,
+        skip: int = 0,
+        names: Collection[str] | None = None,
     ) -> tf.data.Dataset:
         """The encoded images of a split.
 
@@ -112,6 +117,7 @@ class ImageData:
             shuffle_seed: Seed of the order; `None` for the stored order.
                 Defaults to `None`.
             skip: Number of images to skip at the beginning. Defaults to 0.
+            names: Names of the images to read. Defaults to `None`, all.
 
         Returns:
             A `tf.data.Dataset` of name, encoded bytes, and label, int64.
@@ -121,13 +127,15 @@ class ImageData:
         """
         self.num_examples(split)  # refuses unknown splits
         if self.is_folder:
-            names, labels = self._files(split)
-            order = np.arange(len(names))
+            files, labels = self._files(split)
+            order = np.arange(len(files))
             if shuffle_seed is not None:
                 order = np.random.default_rng(shuffle_seed).permutation(order)
             order = order[skip:]
+            if names is not None:
+                order = order[np.isin(files[order], [*names])]
             return tf.data.Dataset.from_tensor_slices(
-                (names[order], labels[order])
+                (files[order], labels[order])
             ).map(lambda name, label: (name, tf.io.read_file(name), label))
         options = tf.data.Options()
         options.deterministic = True
@@ -147,7 +155,13 @@ class ImageData:
                 seed=shuffle_seed,
                 reshuffle_each_iteration=False,
             )
-        return examples.skip(skip).map(
+        examples = examples.skip(skip)
+        if names is not None:
+            wanted = tf.constant([*names], tf.string)
+            examples = examples.filter(
+                lambda example: tf.reduce_any(example["tfds_id"] == wanted)
+            )
+        return examples.map(
             lambda example: (
                 example["tfds_id"],
                 example["image"],
@@ -177,15 +191,15 @@ class ImageData:
         split: str,
         transform: EvalTransform,
         *,
-        without: Collection[str] = (),
+        names: Collection[str] | None = None,
     ) -> tf.data.Dataset:
         """The images of a split, resized and cropped, in order.
 
         Args:
             split: Name of the split.
             transform: An `EvalTransform`.
-            without: Names of images to leave out, such as
-                `Evaluation.bad_images`. Defaults to none.
+            names: Names of the images to read, such as some of
+                `Evaluation.image_names`. Defaults to `None`, all.
 
         Returns:
             A `tf.data.Dataset` of RGB pixels in [0, 255], float32
@@ -194,12 +208,7 @@ class ImageData:
         Raises:
             ValueError: if there is no such split.
         """
-        examples = self.encoded(split)
-        if without:
-            examples = examples.filter(
-                lambda name, *_: tf.reduce_all(name != tf.constant([*without]))
-            )
-        return examples.map(
+        return self.encoded(split, names=names).map(
             lambda name, encoded, label: (
                 transform.pixels_in_graph(decode(encoded)),
                 label,

@@ -305,6 +305,7 @@ def evaluation_batches(
     *,
     bad: BadImages | None = None,
     shard: InputShard = WHOLE_INPUT,
+    with_names: bool = False,
 ) -> tf.data.Dataset:
     """Every image of a split once, in order, as network input.
 
@@ -317,11 +318,14 @@ def evaluation_batches(
         bad: Collects images that cannot be decoded; they have a weight of 0.
             Defaults to `None`, which ignores them.
         shard: Part of each batch that this pipeline reads. Defaults to all.
+        with_names: Whether batches end with the images' names. Defaults to
+            `False`: accelerators take no strings.
 
     Returns:
         A `tf.data.Dataset` of normalised images, float32 `(batch, image_size,
         image_size, 3)`; labels, int64 `(batch,)`, negative for the padding of
-        the last batch; and weights, float32 `(batch,)`, 0 for padding.
+        the last batch; weights, float32 `(batch,)`, 0 for padding; and, if
+        `with_names`, names, string `(batch,)`.
     """
     blank = tf.zeros((transform.image_size, transform.image_size, 3))
 
@@ -331,13 +335,16 @@ def evaluation_batches(
             lambda: blank,
             lambda: transform.pixels_in_graph(_decode(encoded)),
         )
-        return image, label
+        return (image, label, name) if with_names else (image, label)
 
-    def finish(images, labels, weights):
+    def finish(images, labels, *others):
+        *names, weights = others
         weights *= tf.cast(labels != _NO_LABEL, tf.float32)
-        return transform.normalize_in_graph(images), labels, weights
+        return transform.normalize_in_graph(images), labels, weights, *names
 
     placeholder = blank, tf.constant(0, tf.int64)
+    if with_names:
+        placeholder += (tf.constant(""),)
     local_size = -(-batch_size // shard.replicas)
     steps = -(-data.num_examples(split) // (local_size * shard.replicas))
     # All replicas must take the same number of steps, or some would hang.

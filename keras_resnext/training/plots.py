@@ -9,10 +9,8 @@ import typing
 import numpy as np
 
 from keras_resnext.files import staged
-from keras_resnext.transforms import EvalTransform
 
 if typing.TYPE_CHECKING:
-    from keras_resnext.training.datasets import ImageData
     from keras_resnext.training.evaluation import Evaluation
 
 
@@ -98,8 +96,6 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
 
 def draw_predictions(
     result: "Evaluation",
-    data: "ImageData",
-    transform: EvalTransform,
     path: str | os.PathLike,
     *,
     count: int = 40,
@@ -107,31 +103,24 @@ def draw_predictions(
     """Draw images of an evaluation with their predictions, mistakes first.
 
     Args:
-        result: An `Evaluation`.
-        data: The `ImageData` that was evaluated.
-        transform: The `EvalTransform` it was evaluated with.
+        result: An `Evaluation` of `evaluate`.
         path: PNG file to write; replaced if it exists.
         count: Maximum number of images. Defaults to 40.
 
     Example:
 
-    >>> result = evaluate(classifier, data)
-    >>> draw_predictions(result, data, classifier.transform, "grid.png")
+    >>> draw_predictions(evaluate(classifier, "digits"), "grid.png")
     """
     wrong = result.labels != result.predictions
     shown = np.argsort(~wrong, kind="stable")[:count]
-    images = data.pixels(result.split, transform, without=result.bad_images)
-    pixels = {}
-    for i, (image, _) in enumerate(images.as_numpy_iterator()):
-        if i in shown:
-            pixels[i] = image
+    images = result.images(shown)
     with staged(path, overwrite=True) as new:
         prediction_grid(
-            np.stack([pixels[i] for i in shown]),
+            images,
             result.labels[shown],
             result.predictions[shown],
-            data.labels,
+            result.class_names,
             new,
-            title=f"{data.name}, {result.split}: {wrong.sum()} of "
+            title=f"{result.data.name}, {result.split}: {wrong.sum()} of "
             f"{result.examples} wrong (red)",
         )

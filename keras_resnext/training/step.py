@@ -224,8 +224,7 @@ def make_classify(model):
 
     Returns:
         A function from images and labels, int64 `(batch,)`, to losses,
-        float32, predicted classes, int64, and whether the true class is among
-        the five most probable, bool; each `(batch,)`.
+        `(batch,)`, and probabilities, `(batch, classes)`.
     """
 
     @tf.function(reduce_retracing=True)
@@ -234,15 +233,7 @@ def make_classify(model):
         losses = keras.losses.sparse_categorical_crossentropy(
             labels, probabilities
         )
-        # Not `in_top_k`, which counts ties as hits: a confident network has
-        # many probabilities of 0.
-        best = tf.math.top_k(probabilities, min(5, probabilities.shape[-1]))
-        labels = tf.cast(labels, tf.int32)
-        return (
-            losses,
-            tf.argmax(probabilities, axis=-1),
-            tf.reduce_any(best.indices == labels[:, None], axis=-1),
-        )
+        return losses, probabilities
 
     return classify
 
@@ -264,8 +255,9 @@ def make_evaluation_steps(strategy, model):
 
     def replica_step(images, labels, weights):
         is_image = tf.cast(labels >= 0, tf.float32)  # else padding
-        losses, predictions, _ = classify(images, tf.maximum(labels, 0))
-        right = tf.cast(predictions == labels, tf.float32)
+        losses, probabilities = classify(images, tf.maximum(labels, 0))
+        right = tf.argmax(probabilities, axis=-1) == labels
+        right = tf.cast(right, tf.float32)
         losses = tf.cast(losses, tf.float32)
         return (
             tf.reduce_sum(weights * losses),
