@@ -21,14 +21,13 @@ from keras_resnext.files import staged
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
+from keras_resnext.transforms import IMAGE_SUFFIXES
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
 from keras_resnext.weights import get_weights
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.registry import WeightsRecord
 
-# What `predict` takes from a folder.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 _METADATA_FILE = "keras_resnext.json"
 
 

@@ -10,6 +10,11 @@ _EXIF = b"Exif\0\0"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
+# A WebP file whose flags say that it has EXIF, which stand at its end.
+_WEBP_WITH_EXIF = (
+    r"RIFF\C{4}WEBPVP8X\C{4}[\x08-\x0f\x18-\x1f\x28-\x2f\x38-\x3f]\C*"
+)
+
 # How an IFD entry begins that has the orientation, in either byte order: tag
 # 0x0112, type 3 (SHORT), count 1.
 _ENTRY_II = bytes.fromhex("1201 0300 01000000")
@@ -90,10 +95,10 @@ def turn(image, orientation: int):
 
 
 def exif_orientation(encoded):
-    """The EXIF orientation of a JPEG or PNG file, in a TensorFlow graph.
+    """The EXIF orientation of a JPEG, PNG or WebP file, in a TensorFlow graph.
 
-    Only what stands before the pixels is searched, up to 256 KiB. Damaged
-    metadata count as none.
+    Of JPEG and PNG, only what stands before the pixels is searched, up to 256
+    KiB. Damaged metadata count as none.
 
     Args:
         encoded: String tensor, scalar: the file's content, of any format.
@@ -119,9 +124,19 @@ def exif_orientation(encoded):
         )
         return _tiff_orientation_in_graph(data[start:stop])
 
+    def search_webp():
+        data = tf.io.decode_raw(encoded, tf.uint8)
+        start, stop = _webp_exif(data)
+        return _tiff_orientation_in_graph(data[start:stop])
+
     # Most files have none; one operation says so sooner than a walk.
     may_have = tf.strings.regex_full_match(header, r"\C*(Exif\x00\x00|eXIf)\C*")
-    return tf.cond(may_have, search, lambda: tf.constant(1))
+    is_webp = tf.strings.regex_full_match(header, _WEBP_WITH_EXIF)
+    return tf.cond(
+        is_webp,
+        search_webp,
+        lambda: tf.cond(may_have, search, lambda: tf.constant(1)),
+    )
 
 
 def upright(image, orientation):
@@ -300,6 +315,23 @@ def _png_exif(data):
 
     is_png = _starts_with(data, _PNG)
     return _find_exif(data, tf.where(is_png, len(_PNG), _END), chunk)
+
+
+def _webp_exif(data):
+    """The same of an extended WebP file."""
+    import tensorflow as tf
+
+    def chunk(position, head):
+        length = tf.reduce_sum(head[4:8] * [1, 1 << 8, 1 << 16, 1 << 24])
+        is_exif = tf.reduce_all(head[:4] == list(b"EXIF"))
+        stop = position + 8 + length
+        # Chunks begin at even positions.
+        return is_exif, position + 8, stop, stop + length % 2
+
+    start, stop = _find_exif(data, 12, chunk)
+    # Some writers put JPEG's marker before the TIFF data.
+    has_marker = _starts_with(data[start:stop], _EXIF)
+    return tf.where(has_marker, start + len(_EXIF), start), stop
 
 
 def _find_exif(data, position, read):

@@ -23,9 +23,19 @@ from keras_resnext.exif import upright
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
 
+# Of the files that both `read_image` and `decode` read.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+
 # The decoding that Pillow and torchvision use. TensorFlow's default saves a
 # twentieth of the time and is off by up to 16 levels.
 JPEG_METHOD = "INTEGER_ACCURATE"
+
+# A WebP file with alpha: the flags of the extended format, or the header of
+# the simple lossless one. TensorFlow decodes these to four channels only.
+_WEBP_WITH_ALPHA = (
+    r"RIFF\C{4}WEBP"
+    r"(VP8X\C{4}[\x10-\x1f\x30-\x3f]|VP8L\C{4}/\C{3}[\x10-\x1f])\C*"
+)
 
 # TensorFlow's names of Pillow's filters; "keyscubic" has the same a = -0.5.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
@@ -368,8 +378,8 @@ def read_image(source) -> np.ndarray:
 
     Args:
         source: Path of an image file, its content as bytes, or a binary file
-            object. JPEG, PNG, GIF (the first frame), BMP, and what else
-            Pillow reads.
+            object. JPEG, PNG, GIF (the first frame), BMP, WebP, and what
+            else Pillow reads.
 
     Returns:
         uint8 array `(height, width, 3)` of RGB.
@@ -389,8 +399,9 @@ def decode(encoded):
     """Decode an image in a TensorFlow graph, turned upright.
 
     Args:
-        encoded: String tensor, scalar: a JPEG, PNG, GIF (the first frame) or
-            BMP file.
+        encoded: String tensor, scalar: a JPEG, PNG, GIF (the first frame),
+            BMP or WebP file. TensorFlow decodes no WebP animations without
+            alpha, and takes the colours of a BMP's palette for greys.
 
     Returns:
         uint8 tensor `(height, width, 3)` of RGB.
@@ -409,10 +420,24 @@ def decode(encoded):
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, 3, dct_method=JPEG_METHOD),
-        lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+        lambda: _decode_other(encoded),
     )
     image = tf.ensure_shape(image, (None, None, 3))
     return upright(image, exif_orientation(encoded))
+
+
+def _decode_other(encoded):
+    """Decode an image that is no JPEG, without its alpha."""
+    import tensorflow as tf
+
+    start = tf.strings.substr(encoded, 0, 32)
+    return tf.cond(
+        tf.strings.regex_full_match(start, _WEBP_WITH_ALPHA),
+        lambda: tf.io.decode_image(encoded, 4, expand_animations=False)[
+            ..., :3
+        ],
+        lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+    )
 
 
 def _positive_integer(name, value):

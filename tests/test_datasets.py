@@ -25,6 +25,18 @@ def test_digits_are_scikit_learns(digits):
     assert digits.num_examples("test") == 360
 
 
+def test_classes_are_counted(digits):
+    """By reading labels; scikit-learn knows how many there are."""
+    splits = [digits.class_counts(split) for split in ("train", "test")]
+    expected = np.bincount(load_digits().target)
+    for label, count in enumerate(expected):
+        assert sum(counts[str(label)] for counts in splits) == count
+    assert list(splits[0]) == digits.labels
+    assert digits.check() == []
+    with pytest.raises(ValueError, match="`split` must be .*got 'dev'"):
+        digits.class_counts("dev")
+
+
 def test_names_and_folders_are_told_apart(image_folder, monkeypatch):
     (image_folder / "digits").mkdir()
     monkeypatch.chdir(image_folder)
@@ -64,8 +76,8 @@ def test_unknown_data_sets_are_refused(tmp_path):
             ValueError, match="`dataset` must be a folder .*got"
         ):
             datasets.open_dataset(name)
-    with pytest.raises(ValueError, match="there is no image two folders below"):
-        datasets.open_dataset(str(tmp_path))
+    with pytest.raises(ValueError, match="got 'digitz', .*Did you mean digits"):
+        datasets.open_dataset("digitz")
     with pytest.raises(ValueError, match="image and label .*; glue has"):
         datasets.open_dataset("glue")
 

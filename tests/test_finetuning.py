@@ -220,7 +220,8 @@ def test_learning_curves_are_optional(
     )
     copied_run.learning_curves.unlink()
     run = train(copied_run.extended(4), copied_run.path)
-    assert run.finished and not run.learning_curves.exists()
+    assert run.finished
+    assert not run.learning_curves.exists()
     assert "learning curves are not drawn" in caplog.text
 
 
@@ -266,7 +267,8 @@ def test_finetuning_resumes_its_own_recipe(shades, toy_run, tmp_path):
         epochs=2,
         on_plan=plans.append,
     )
-    assert run.finished and run.recipe == plans[0].recipe
+    assert run.finished
+    assert run.recipe == plans[0].recipe
     again = plan_finetuning(shades, tmp_path / "x", weights=toy_run.path)
     assert again.recipe == run.recipe
     with pytest.raises(ValueError, match="differs: epochs 3"):

@@ -10,16 +10,17 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_resnext.extras import first_line
+from keras_resnext.extras import suggest
 from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+from keras_resnext.training.folder_check import check_folder
+from keras_resnext.training.folders import VAL_SPLITS
+from keras_resnext.training.folders import ImageFolder
+from keras_resnext.training.folders import open_folder
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 
-# The validation split's name, by preference. ImageNet's "test" has no labels,
-# so it comes last.
-VAL_SPLITS = ("validation", "val", "valid", "test")
 _SHUFFLE_BUFFER = 4096  # images
-_SUFFIXES = (".jpg", ".jpeg", ".png")  # those of `tfds.ImageFolder`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,18 @@ class ImageData:
 
     Args:
         name: Its name or folder.
-        builder: Its TFDS builder.
-        is_folder: Whether it is a folder of images by class. Defaults to
-            `False`.
+        builder: Its TFDS builder. Defaults to `None`, for a folder.
+        folder: The `ImageFolder`. Defaults to `None`, for TFDS.
     """
 
     name: str
-    builder: tfds.core.DatasetBuilder
-    is_folder: bool = False
+    builder: tfds.core.DatasetBuilder | None = None
+    folder: ImageFolder | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of images by class."""
+        return self.folder is not None
 
     @property
     def labels(self) -> list[str]:
@@ -43,19 +48,29 @@ class ImageData:
 
         Some data sets have indices for names until they are prepared.
         """
+        if self.is_folder:
+            return self.folder.labels
         return list(self.builder.info.features["label"].names)
 
     @property
     def val_split(self) -> str:
         """Name of the validation split."""
+        sizes = self._sizes
         for split in VAL_SPLITS:
-            if split in self.builder.info.splits and self.num_examples(split):
+            if sizes.get(split):
                 return split
         raise ValueError(
             "`dataset` must have images in one of the splits "
-            f"{_listed(VAL_SPLITS)}; {self.name} has "
-            f"{_listed(self.builder.info.splits)}."
+            f"{_listed(VAL_SPLITS)}; {self.name} has {_listed(sizes)}."
         )
+
+    @property
+    def _sizes(self):
+        """Number of images in each split."""
+        if self.is_folder:
+            return self.folder.sizes
+        splits = self.builder.info.splits
+        return {name: split.num_examples for name, split in splits.items()}
 
     def num_examples(self, split: str) -> int:
         """Number of images in a split.
@@ -63,23 +78,70 @@ class ImageData:
         Raises:
             ValueError: if there is no such split.
         """
-        splits = self.builder.info.splits
-        if split not in splits:
+        sizes = self._sizes
+        if split not in sizes:
             raise ValueError(
                 f"`split` must be one of those of {self.name}, "
-                f"{_listed(splits)}; got {split!r}."
+                f"{_listed(sizes)}; got {split!r}."
             )
-        return splits[split].num_examples
+        return sizes[split]
 
-    def write_split(self, path):
-        pass
+    def class_counts(self, split: str) -> dict[str, int]:
+        """Number of images of each class in a split.
 
-    def class_counts(self, split):
-        import collections
+        A folder was counted when it was opened; of a TFDS data set, which
+        must be prepared, all labels are read.
 
-        labels = [int(l) for *_, l in self.encoded(split).as_numpy_iterator()]
-        c = collections.Counter(labels)
-        return {n: c[i] for i, n in enumerate(self.labels)}
+        Args:
+            split: Name of the split.
+
+        Returns:
+            A dict with all classes, in the order of their indices.
+
+        Raises:
+            ValueError: if there is no such split.
+
+        Example:
+
+        >>> open_dataset("photos").class_counts("train")
+        {'cat': 80, 'dog': 123}
+        """
+        self.num_examples(split)  # refuses unknown splits
+        if self.is_folder:
+            return self.folder.class_counts(split)
+        labels = self.encoded(split).map(lambda name, image, label: label)
+        counts = np.zeros(len(self.labels), "int64")
+        for batch in labels.batch(4096).as_numpy_iterator():
+            counts += np.bincount(batch, minlength=len(counts))
+        return dict(zip(self.labels, counts.tolist(), strict=True))
+
+    def check(self) -> list[str]:
+        """Problems that training would not show, see `check_folder`.
+
+        Returns:
+            A line of text for each; none for data sets of TFDS.
+
+        Example:
+
+        >>> for line in open_dataset("photos").check():
+        ...     print(line)
+        """
+        return check_folder(self.folder) if self.is_folder else []
+
+    def write_split(self, path: str | os.PathLike) -> None:
+        """Write the validation split that was made here, for `open_dataset`.
+
+        Nothing happens if the data set has its own splits.
+
+        Args:
+            path: A JSON file, replaced if it exists.
+
+        Example:
+
+        >>> open_dataset("photos").write_split("runs/x/split.json")
+        """
+        if self.is_folder and self.folder.made_split:
+            self.folder.made_split.write(path)
 
     def prepare(self) -> None:
         """Download and prepare the data set, unless that is done.
@@ -127,16 +189,7 @@ class ImageData:
         """
         self.num_examples(split)  # refuses unknown splits
         if self.is_folder:
-            files, labels = self._files(split)
-            order = np.arange(len(files))
-            if shuffle_seed is not None:
-                order = np.random.default_rng(shuffle_seed).permutation(order)
-            order = order[skip:]
-            if names is not None:
-                order = order[np.isin(files[order], [*names])]
-            return tf.data.Dataset.from_tensor_slices(
-                (files[order], labels[order])
-            ).map(lambda name, label: (name, tf.io.read_file(name), label))
+            return self._encoded_files(split, shuffle_seed, skip, names)
         options = tf.data.Options()
         options.deterministic = True
         with quiet("tensorflow"):  # `add_tfds_id` calls a deprecated function
@@ -169,22 +222,26 @@ class ImageData:
             )
         )
 
-    def _files(self, split):
-        """Paths and labels of a folder's images, the same on every machine."""
-        files = [
-            (str(path), label)
-            for label, name in enumerate(self.labels)
-            for path in sorted(pathlib.Path(self.name, split, name).glob("*"))
-            if path.suffix.lower() in _SUFFIXES
-        ]
-        expected = self.num_examples(split)
-        if len(files) != expected:
-            raise ValueError(
-                f"`dataset` must not change while in use; {self.name} had "
-                f"{expected} images in {split}, now {len(files)}."
-            )
-        names, labels = zip(*files, strict=True)
-        return np.array(names), np.array(labels, "int64")
+    def _encoded_files(self, split, shuffle_seed, skip, wanted):
+        """What `encoded` returns, of a folder."""
+        names, labels = self.folder.splits[split]
+        order = np.arange(len(names))
+        if shuffle_seed is not None:
+            order = np.random.default_rng(shuffle_seed).permutation(order)
+        order = order[skip:]
+        if wanted is not None:
+            relative = [
+                os.path.relpath(path, self.name).encode() for path in wanted
+            ]
+            order = order[np.isin(names[order], relative)]
+
+        def read(name, label):
+            path = tf.strings.join([self.name, name], "/")
+            return path, tf.io.read_file(path), label
+
+        return tf.data.Dataset.from_tensor_slices(
+            (names[order], labels[order])
+        ).map(read)
 
     def pixels(
         self,
@@ -292,24 +349,28 @@ def open_dataset(
     name: str | os.PathLike,
     data_dir: str | os.PathLike | None = None,
     *,
-    split_file=None,
+    split_file: str | os.PathLike | None = None,
 ) -> ImageData:
     """Find a data set by name or folder, without downloading it.
 
     Args:
         name: Name of a TFDS builder with an image and a label, such as
             `"digits"` (part of this package) or `"cifar10"`; or path of a
-            folder `<split>/<class>/<image>.jpg` or `.png` with the splits
-            train and validation (or val, valid, test), see `locate`.
+            folder `<split>/<class>/<image>`, with the splits train and
+            validation (or val, valid, test), or `<class>/<image>`, of which a
+            fifth becomes the validation split; see `locate` and
+            `keras_resnext.training.folders.open_folder`.
         data_dir: Where TFDS keeps its data sets. Defaults to `None`, TFDS'
             own default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        split_file: What `ImageData.write_split` wrote; used if the file
+            exists. Defaults to `None`.
 
     Returns:
         An `ImageData`.
 
     Raises:
-        ValueError: if there is no such data set, or it does not have images
-            with one label each.
+        ValueError: if there is no such data set, it does not have images with
+            one label each, or `split_file` does not fit it.
 
     Example:
 
@@ -317,27 +378,14 @@ def open_dataset(
     ['0', '1', '2']
     """
     name = locate(name)
-    data = (
-        _open_folder(name)
-        if os.path.isdir(name)
-        else _open_tfds(name, data_dir)
-    )
+    if os.path.isdir(name):
+        data = ImageData(name, folder=open_folder(name, split_file))
+    else:
+        data = _open_tfds(name, data_dir)
     if len(data.labels) < 2:
         raise ValueError(
             f"`dataset` must have two classes or more; {name} has "
             f"{_listed(data.labels)}."
-        )
-    return data
-
-
-def _open_folder(name):
-    """A folder of images by class."""
-    data = ImageData(name, tfds.ImageFolder(name), is_folder=True)
-    splits = data.builder.info.splits
-    if not any(split.num_examples for split in splits.values()):
-        raise ValueError(
-            "`dataset` must be a folder of <split>/<class>/<image>.jpg or "
-            f".png; there is no image two folders below {name}."
         )
     return data
 
@@ -354,7 +402,8 @@ def _open_tfds(name, data_dir):
         raise ValueError(
             "`dataset` must be a folder of images by class or a name that "
             f"tfds.list_builders() knows, such as digits or cifar10; "
-            f"got {name!r} ({first_line(error)})"
+            f"got {name!r}, which is no folder ({first_line(error)})."
+            f"{suggest(name, tfds.list_builders())}"
         ) from error
     if not (
         {"image", "label"} <= set(builder.info.features)

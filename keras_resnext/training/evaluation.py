@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
+from keras_resnext.extras import first_line
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import image_size
 from keras_resnext.training import step as steps
@@ -142,7 +143,12 @@ class Evaluation:
         distinct, places = np.unique(numbers, return_inverse=True)
         names = [self.image_names[i] for i in distinct]
         pixels = self.data.pixels(self.split, self.transform, names=names)
-        read = [image for image, _ in pixels.as_numpy_iterator()]
+        try:
+            read = [image for image, _ in pixels.as_numpy_iterator()]
+        except tf.errors.NotFoundError as error:
+            raise ValueError(
+                f"`data` must not change while in use: {first_line(error)}"
+            ) from error
         if len(read) != len(names):
             raise ValueError(
                 f"`data` must have the {len(names)} images asked for; "
