@@ -148,11 +148,11 @@ def run_transfer(
     Returns:
         A record for each run.
     """
-    import keras
-
-    from keras_resnext.training import Recipe
+    from keras_resnext.training import Recipe  # before Keras, for oneDNN
     from keras_resnext.training import plan_finetuning
     from keras_resnext.training import train
+
+    import keras  # isort: skip
 
     source = train(
         Recipe(

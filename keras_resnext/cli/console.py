@@ -75,7 +75,7 @@ def progress_bar(unit):
 @contextlib.contextmanager
 def training_progress():
     """A bar over the whole run, and a line above it for each epoch."""
-    with Progress(
+    bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=10),
         TextColumn(
@@ -84,29 +84,34 @@ def training_progress():
         ),
         TimeRemainingColumn(compact=True),
         console=console,
-    ) as bar:
-        task = None
+    )
+    task = None
 
-        def on_step(progress):
-            nonlocal task
-            fields = {
-                "epoch": progress.epoch,
-                "loss": progress.loss,
-                "accuracy": progress.accuracy,
-                "speed": progress.images_per_second,
-            }
-            if task is None:
-                # A resumed run starts its clock where it resumes.
-                task = bar.add_task(
-                    "", total=progress.steps, completed=progress.step, **fields
-                )
-            else:
-                bar.update(task, completed=progress.step, **fields)
+    def on_step(progress):
+        nonlocal task
+        fields = {
+            "epoch": progress.epoch,
+            "loss": progress.loss,
+            "accuracy": progress.accuracy,
+            "speed": progress.images_per_second,
+        }
+        if task is None:
+            # A resumed run starts its clock where it resumes.
+            task = bar.add_task(
+                "", total=progress.steps, completed=progress.step, **fields
+            )
+            bar.start()  # not before: it ends with a line of its own
+        else:
+            bar.update(task, completed=progress.step, **fields)
 
-        def on_epoch(entry):
-            bar.print(epoch_line(entry))
+    def on_epoch(entry):
+        bar.print(epoch_line(entry))
 
+    try:
         yield on_step, on_epoch
+    finally:
+        if task is not None:
+            bar.stop()
 
 
 def epoch_line(entry):

@@ -14,7 +14,9 @@ from typing import Any
 
 from keras_resnext.extras import suggest
 from keras_resnext.files import staged
-from keras_resnext.transforms import EvalTransform
+
+if typing.TYPE_CHECKING:
+    from keras_resnext.transforms import EvalTransform
 
 _CHOICES = {
     "optimizer": ("sgd", "adamw"),
@@ -329,8 +331,11 @@ class Recipe:
         return self.eval_image_size or self.image_size
 
     @property
-    def eval_transform(self) -> EvalTransform:
+    def eval_transform(self) -> "EvalTransform":
         """The transform of images for the trained model."""
+        # Here, because it imports NumPy, and the command line's help does not.
+        from keras_resnext.transforms import EvalTransform
+
         return EvalTransform.from_crop_pct(self.final_image_size, self.crop_pct)
 
     def extended(
