@@ -198,6 +198,17 @@ class Classifier:
             )
         object.__setattr__(self, "labels", labels)
 
+    @property
+    def input_description(self) -> str:
+        """How images become the model's input, in words."""
+        transform = self.require_transform()
+        pixels = f"RGB pixels, {transform.image_size}x{transform.image_size}"
+        if transform.normalizes:
+            return f"{pixels}, normalized ({transform.normalization})"
+        if input_kind(self.model) == "pixels":
+            return f"{pixels}; the model normalizes them itself"
+        return f"{pixels}, not normalized"
+
     @classmethod
     def load(
         cls,
@@ -247,6 +258,7 @@ class Classifier:
         classifier = cls._load(source, weights)
         if preprocessing == "auto":
             return classifier
+        check_normalizes_once(classifier.model, preprocessing)
         normalization = {"mean": None, "std": None}
         if preprocessing == "imagenet":
             normalization = {"mean": imagenet.MEAN, "std": imagenet.STD}
@@ -473,6 +485,22 @@ def as_classifier(
         labels=model.labels if labels is None else labels,
         transform=transform or model.transform,
     )
+
+
+def check_normalizes_once(
+    model: keras.Model, preprocessing: str | None
+) -> None:
+    """Refuse to normalise for a model that does it itself.
+
+    Raises:
+        ValueError: if `preprocessing` is `"imagenet"` and it does.
+    """
+    if preprocessing == "imagenet" and input_kind(model) == "pixels":
+        raise ValueError(
+            f'`preprocessing` must not be "imagenet", because {model.name} '
+            "normalises pixels itself, and they would be normalised twice. "
+            '"auto" adds nothing to it.'
+        )
 
 
 def check_on_bad_image(value: str) -> None:

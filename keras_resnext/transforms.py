@@ -144,6 +144,15 @@ class EvalTransform:
         """Whether there is a `mean` and a `std`; if not, pixels stay."""
         return self.mean is not None
 
+    @property
+    def normalization(self) -> str:
+        """`mean` and `std` in words: "imagenet", "none" or their values."""
+        if not self.normalizes:
+            return "none"
+        if (self.mean, self.std) == (MEAN, STD):
+            return "imagenet"
+        return f"mean {self.mean}, std {self.std}"
+
     def to_config(self) -> dict[str, Any]:
         """The arguments as plain values that JSON can hold.
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_resnext import private
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
+from keras_resnext.classifier import check_normalizes_once
 from keras_resnext.export.drawings import drawn_images
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
@@ -22,8 +23,6 @@ from keras_resnext.export.runtimes import in_batches
 from keras_resnext.export.verify import Reference
 from keras_resnext.export.verify import logits
 from keras_resnext.files import staged
-from keras_resnext.imagenet import MEAN
-from keras_resnext.imagenet import STD
 from keras_resnext.inspection import changes_nothing
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import grey_images
@@ -171,7 +170,7 @@ class Session:
             return f"{pixels}; nothing is normalized in here"
         kind = self.preprocessing
         if isinstance(kind, EvalTransform):
-            kind = f"mean {kind.mean}, std {kind.std}"
+            kind = kind.normalization
         elif isinstance(kind, keras.Layer):
             kind = "own"
         return f"{pixels}; normalization ({kind}) is in here"
@@ -227,12 +226,7 @@ class Session:
             )
 
     def _choose(self, preprocessing):
-        """What goes before the model: "imagenet", a layer or transform, None.
-
-        The transform has the last word where it is known: it was checked
-        against the model when the `Classifier` was made.
-        """
-        transform = self.transform
+        """What goes before the model: see `ExportGraph`."""
         if isinstance(preprocessing, keras.Layer):
             self._check_layer(preprocessing)
             return preprocessing
@@ -242,29 +236,21 @@ class Session:
                 "layer or model from pixels to the network's input; got "
                 f"{preprocessing!r}."
             )
-        if preprocessing == "imagenet" and self.input_kind == "pixels":
-            raise ValueError(
-                '`preprocessing` must not be "imagenet", because '
-                f"{self.model.name} normalises pixels itself, and they would "
-                'be normalised twice. "auto" adds nothing to it.'
-            )
-        normalization = transform and (transform.mean, transform.std)
-        if preprocessing == "imagenet" and normalization not in (
-            None,
-            (MEAN, STD),
-        ):
+        check_normalizes_once(self.model, preprocessing)
+        known = self.transform and self.transform.normalization
+        if preprocessing == "imagenet" and known not in (None, "imagenet"):
             raise ValueError(
                 "`preprocessing` must be a layer that normalises as "
-                f'`transform` does; got "imagenet" and {transform!r}.'
+                f'`transform` does; got "imagenet" and {self.transform!r}.'
             )
-        if preprocessing != "auto":
-            return preprocessing
+        return self._auto() if preprocessing == "auto" else preprocessing
+
+    def _auto(self):
+        """What the transform does, or what the layers of the model say."""
+        if self.transform is not None:
+            return self.transform if self.transform.normalizes else None
         if self.input_kind == "pixels":
             return None
-        if transform is not None:
-            if normalization == (MEAN, STD):
-                return "imagenet"
-            return transform if transform.normalizes else None
         if self.input_kind == "normalized" and self.shape[-1] == 3:
             return "imagenet"
         raise ValueError(
