@@ -21,10 +21,13 @@ from keras_resnext.files import staged
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
+from keras_resnext.inspection import input_kind
+from keras_resnext.names import CLASSIFIER
 from keras_resnext.transforms import IMAGE_SUFFIXES
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
 from keras_resnext.weights import get_weights
+from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.registry import WeightsRecord
 
@@ -36,7 +39,8 @@ class Prediction:
     """What a classifier says of one image.
 
     Args:
-        name: Path of the image, or its number in what was passed in.
+        name: Path of the image, the name of its file object, or its number
+            in what was passed in.
         probabilities: Of each class, float32 `(classes,)`; `None` if the
             image could not be read.
         labels: Class names, or `None` if the classifier knows none.
@@ -93,11 +97,16 @@ class Classifier:
         labels: Class names, in the order of the outputs. Defaults to `None`.
         transform: What turns a photograph into the model's input. Defaults to
             `None`: for a model of square RGB images, the largest centred
-            square, resized, and ImageNet's normalisation.
+            square, resized; then, for networks of this package's builders,
+            ImageNet's normalisation, and none for a model that normalises
+            pixels itself (see `keras_resnext.inspection.input_kind`). Where
+            the layers do not say which, there is no default, and predicting
+            and evaluating need the argument.
         record: The published weights it was loaded with, if any.
 
     Raises:
-        ValueError: if labels or transform do not fit the model.
+        ValueError: if labels or transform do not fit the model; so does a
+            transform that would normalise twice, or not at all.
 
     Example:
 
@@ -117,15 +126,58 @@ class Classifier:
                 f"`model` must be a keras.Model; got {self.model!r}."
             )
         self._check_labels()
-        size = _square_side(self.model)
-        if self.transform is None and size:
-            transform = EvalTransform.from_crop_pct(size)
-            object.__setattr__(self, "transform", transform)
-        elif size not in (None, getattr(self.transform, "image_size", None)):
+        size, kind = _square_side(self.model), input_kind(self.model)
+        if self.transform is None:
+            if size and kind != "unknown":
+                normalization = (
+                    {"mean": None, "std": None} if kind == "pixels" else {}
+                )
+                transform = EvalTransform.from_crop_pct(size, **normalization)
+                object.__setattr__(self, "transform", transform)
+            return
+        if size not in (None, getattr(self.transform, "image_size", None)):
             raise ValueError(
                 f"`transform` must be an EvalTransform to the model's {size} "
                 f"pixels; got {self.transform!r}."
             )
+        if isinstance(self.transform, EvalTransform):
+            self._check_normalization(kind)
+
+    def _check_normalization(self, kind):
+        """Refuse a transform that would normalise twice, or not at all."""
+        if kind == "pixels" and self.transform.normalizes:
+            raise ValueError(
+                "`transform` must have mean and std None, because "
+                f"{self.model.name} normalises pixels itself, and they would "
+                f"be normalised twice; got {self.transform!r}."
+            )
+        if kind == "normalized" and not self.transform.normalizes:
+            raise ValueError(
+                f"`transform` must have mean and std, because {self.model.name}"
+                " takes normalised pixels; got None. (Of a network trained on "
+                "plain pixels they are 0 and 1 / 255.)"
+            )
+
+    def require_transform(self) -> EvalTransform:
+        """The transform, or an error that says why there is none.
+
+        Raises:
+            ValueError: if there is none.
+
+        Example:
+
+        >>> Classifier(keras_resnext.ResNeXt50(weights=None)) \\
+        ...     .require_transform().image_size
+        224
+        """
+        if self.transform is not None:
+            return self.transform
+        image_size(self.model)  # refuses what no transform is for
+        raise ValueError(
+            '`transform` must be given (or `preprocessing`, "imagenet" or '
+            f"None, to load a file): the layers of {self.model.name} do not "
+            "say whether it takes plain or normalised pixels."
+        )
 
     def _check_labels(self):
         """Refuse labels that are not one name for each class."""
@@ -145,34 +197,84 @@ class Classifier:
             )
         object.__setattr__(self, "labels", labels)
 
+    @property
+    def input_description(self) -> str:
+        """How images become the model's input, in words."""
+        transform = self.require_transform()
+        pixels = f"RGB pixels, {transform.image_size}x{transform.image_size}"
+        if transform.normalizes:
+            return f"{pixels}, normalized ({transform.normalization})"
+        if input_kind(self.model) == "pixels":
+            return f"{pixels}; the model normalizes them itself"
+        return f"{pixels}, not normalized"
+
     @classmethod
     def load(
-        cls, source: str | os.PathLike, weights: str | None = None
+        cls,
+        source: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
+        *,
+        preprocessing: str | None = "auto",
     ) -> "Classifier":
         """Load a classifier, whatever it is stored as.
 
+        Labels and transform are those in the file, of the run or of the
+        published weights. Where none are stored, as in `.keras` files written
+        by Keras and in files of weights, the transform is the default one, see
+        `Classifier`, and 1000 classes are taken for ImageNet's.
+
         Args:
             source: The folder of a training run, a `.keras` file, or the name
-                of a model with published weights, see `list_weights`.
-            weights: With a model's name, a tag of its published weights.
+                of a model, see `list_models`.
+            weights: With a model's name, a tag of its published weights, see
+                `list_weights`, or a file of weights, see `load_weights`.
                 Defaults to `None`, which means `"imagenet"` there.
+            preprocessing: How pixels are normalised before the model:
+                `"imagenet"`, `None` if it takes them as they are, or `"auto"`
+                for what file and model say. Defaults to `"auto"`.
 
         Returns:
             A `Classifier`.
 
         Raises:
             ValueError: if `source` is none of these; if the run is not
-                finished; if `weights` is given and `source` is no name.
+                finished; if `weights` is given and `source` is no name; if
+                `preprocessing` contradicts the model.
             ConnectionError: if published weights cannot be fetched.
 
         Example:
 
         >>> Classifier.load("runs/digits").labels[:2]
         ['0', '1']
+        >>> Classifier.load("resnext50", weights="my.safetensors").labels[0]
+        'tench'
         """
+        if preprocessing not in ("auto", "imagenet", None):
+            raise ValueError(
+                '`preprocessing` must be "auto", "imagenet" or None; got '
+                f"{preprocessing!r}."
+            )
+        classifier = cls._load(source, weights)
+        if preprocessing == "auto":
+            return classifier
+        check_normalizes_once(classifier.model, preprocessing)
+        normalization = {"mean": None, "std": None}
+        if preprocessing == "imagenet":
+            normalization = {"mean": imagenet.MEAN, "std": imagenet.STD}
+        transform = classifier.transform or EvalTransform.from_crop_pct(
+            image_size(classifier.model)
+        )
+        transform = dataclasses.replace(transform, **normalization)
+        return dataclasses.replace(classifier, transform=transform)
+
+    @classmethod
+    def _load(cls, source, weights):
+        """What `load` does before `preprocessing`."""
         path = pathlib.Path(source)
         if not (path.exists() or path.suffix or path.name != str(source)):
-            return cls._load_published(str(source), weights or "imagenet")
+            if weights and (reader_of(weights) or os.path.exists(weights)):
+                return cls._load_weights(str(source), weights)
+            return cls._load_published(str(source), str(weights or "imagenet"))
         if weights is not None:
             raise ValueError(
                 "`weights` must be None unless `source` is a model's name; got "
@@ -208,16 +310,39 @@ class Classifier:
                 f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
-        return cls(keras.saving.load_model(path), **metadata)
+        classifier = cls(keras.saving.load_model(path), **metadata)
+        return classifier._with_labels()
+
+    @classmethod
+    def _load_weights(cls, name, path):
+        """A model by name, with the weights and the classes of a file."""
+        if not os.path.exists(path):
+            raise ValueError(
+                "`weights` must be a tag of `list_weights` or an existing "
+                f"file; got {str(path)!r}."
+            )
+        arrays = read(path)
+        if CLASSIFIER not in arrays:
+            raise ValueError(
+                f"`weights` must have a classifier; {path} has none."
+            )
+        classes = arrays[CLASSIFIER][0].shape[-1]
+        return cls(build(name, weights=path, classes=classes))._with_labels()
+
+    def _with_labels(self):
+        """This, with ImageNet's names if there are none and 1000 classes."""
+        is_imagenet = (
+            self.labels is None
+            and classifies(self.model)
+            and self.model.output_shape[-1] == len(imagenet.labels())
+        )
+        if not is_imagenet:
+            return self
+        return dataclasses.replace(self, labels=imagenet.labels())
 
     @classmethod
     def _load_published(cls, name, weights):
         """A model by name, with published weights and what they go with."""
-        if reader_of(weights) or os.path.exists(weights):
-            raise ValueError(
-                "`weights` must be a tag of `list_weights`, whose transform is "
-                f"known; got the file {weights!r}."
-            )
         record = get_weights(name, weights)
         size = record.image_size
         model = build(name, weights=weights, input_shape=(size, size, 3))
@@ -264,8 +389,8 @@ class Classifier:
             images: Path of an image file or of a folder, whose images are
                 taken in order, those in folders below it too; or an array of
                 images, uint8 `(images, height, width, 3)`; or a list of
-                paths, of Pillow images, or of arrays `(height, width, 3)` of
-                any size.
+                paths, binary file objects, Pillow images, or arrays `(height,
+                width, 3)` of any size.
             batch_size: Images that the model sees at once. Defaults to 32.
             on_bad_image: `"error"`, or `"skip"` to go on after a file that
                 cannot be read; its `Prediction` says why. Defaults to
@@ -299,12 +424,7 @@ class Classifier:
         Memory holds two batches, however many images there are.
         """
         check_classifier(self.model)
-        if self.transform is None:
-            raise ValueError(
-                "`transform` must be given for a model that does not take "
-                f"square RGB images; {self.model.name} takes "
-                f"{self.model.input_shape}."
-            )
+        self.require_transform()
         if batch_size < 1:
             raise ValueError(
                 f"`batch_size` must be 1 or more; got {batch_size}."
@@ -364,6 +484,22 @@ def as_classifier(
         labels=model.labels if labels is None else labels,
         transform=transform or model.transform,
     )
+
+
+def check_normalizes_once(
+    model: keras.Model, preprocessing: str | None
+) -> None:
+    """Refuse to normalise for a model that does it itself.
+
+    Raises:
+        ValueError: if `preprocessing` is `"imagenet"` and it does.
+    """
+    if preprocessing == "imagenet" and input_kind(model) == "pixels":
+        raise ValueError(
+            f'`preprocessing` must not be "imagenet", because {model.name} '
+            "normalises pixels itself, and they would be normalised twice. "
+            '"auto" adds nothing to it.'
+        )
 
 
 def check_on_bad_image(value: str) -> None:
@@ -447,11 +583,17 @@ def _named_images(images):
             f"`images` must be image files, a folder or arrays; got {images!r}."
         )
     return [
-        (str(image), image)
-        if isinstance(image, (str, os.PathLike))
-        else (str(number), image)
-        for number, image in enumerate(images)
+        (_name_of(image, number), image) for number, image in enumerate(images)
     ]
+
+
+def _name_of(image, number):
+    """What an image is called in predictions."""
+    if isinstance(image, (str, os.PathLike)):
+        return str(image)
+    if hasattr(image, "read"):
+        return str(getattr(image, "name", number))
+    return str(number)
 
 
 def _read_ahead(transform, items, batch_size):

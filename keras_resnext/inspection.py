@@ -3,8 +3,20 @@
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 
 from keras_resnext import private
+from keras_resnext.names import STEM
+
+# Grey levels that `input_kind` follows through a model, and how far one that
+# nothing normalised may come out from where it went in.
+_GREYS = np.float32([0, 64, 128, 255])
+_NOISE = 0.25
+# Normalised pixels span no more than this: their standard deviation was at
+# least four levels of 255. Images in [0, 1] would be stretched, not shrunk.
+_NORMALIZED_SPAN = 64
+# Pixels less their mean go about as far below zero.
+_MEAN_LEVEL = 16
 
 
 def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:
@@ -96,6 +108,74 @@ def check_classifier(model: keras.Model) -> None:
             "`model` must end in class probabilities (a softmax); "
             f"{model.name} puts out {model.output_shape} without one."
         )
+
+
+def input_kind(model: keras.Model) -> str:
+    """What a model's images are: plain pixels, or pixels already normalised.
+
+    Judged by the graph, so that it holds for a loaded `.keras` file, another
+    head, a converted form and a model inside another. Grey images are followed
+    from the input to the first layers with weights, through whatever comes
+    before: `keras_resnext.preprocess_input` and those of `keras.applications`,
+    `Rescaling`, `Normalization`, augmentation, models of such layers.
+
+    Args:
+        model: The model.
+
+    Returns:
+        `"pixels"` if the model takes pixels in [0, 255] and normalises them
+        itself; `"normalized"` if it starts with a stem of this package's
+        builders, which takes the result of `keras_resnext.preprocess_input`;
+        `"unknown"` if the graph does not say.
+
+    Example:
+
+    >>> network = keras_resnext.ResNeXt50(weights=None)
+    >>> input_kind(network)
+    'normalized'
+    >>> inputs = keras.Input((224, 224, 3))
+    >>> x = network(keras_resnext.preprocess_input(inputs))
+    >>> input_kind(keras.Model(inputs, x))
+    'pixels'
+    """
+    inputs = getattr(model, "inputs", None) or ()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or not is_graph(model):
+        return "unknown"
+    if "int" in str(inputs[0].dtype):
+        return "pixels"  # normalised ones are fractions
+    # 64 pixels where any number will do.
+    greys = grey_images([side or 64 for side in inputs[0].shape[1:]])
+    kinds = {
+        "pixels"
+        if _are_normalized(values)
+        else "normalized"
+        if is_stem and changes_nothing(values)
+        else "unknown"
+        for is_stem, values in _first_readings(model, greys)
+    }
+    return kinds.pop() if len(kinds) == 1 else "unknown"
+
+
+def grey_images(shape: tuple[int, ...]) -> np.ndarray:
+    """Grey images in [0, 255] from black to white, for `changes_nothing`.
+
+    Args:
+        shape: Their shape, `(height, width, channels)` or channels first.
+
+    Returns:
+        float32 array `(4, *shape)`.
+
+    Example:
+
+    >>> grey_images((2, 2, 3))[:, 0, 0, 0]
+    array([  0.,  64., 128., 255.], dtype=float32)
+    """
+    return np.ones((1, *shape), "float32") * _GREYS[:, None, None, None]
+
+
+def changes_nothing(values: np.ndarray) -> bool:
+    """Whether what became of `grey_images` is as grey as they are."""
+    return bool((abs(_levels(values) - _GREYS) < _NOISE).all())
 
 
 def output_names(model):
@@ -290,3 +370,97 @@ def _output_layers(tree):
     if isinstance(tree[0], str):
         return [tree[0]]
     return [name for part in tree for name in _output_layers(part)]
+
+
+def _levels(values):
+    """One number for each image: padding and differing channels aside."""
+    values = keras.ops.convert_to_numpy(values).astype("float32")
+    return np.median(values.reshape(len(values), -1), axis=1)
+
+
+def _are_normalized(values):
+    """Whether what became of `grey_images` is centred or scaled down."""
+    levels = _levels(values)
+    span = abs(levels[-1] - levels[0])
+    below, above = min(levels), max(levels)
+    centred = below <= -_MEAN_LEVEL and above >= _MEAN_LEVEL
+    return 0 < span <= _NORMALIZED_SPAN or (
+        centred and span <= _GREYS[-1] + _NOISE
+    )
+
+
+def _first_readings(model, images):
+    """What the first layers with weights read when a model gets `images`.
+
+    Yields:
+        Whether the layer is a stem of the builders, and an array.
+    """
+    found = _first_tensors(model)
+    if not found:
+        return
+    # The name keeps Keras from counting this model among the unnamed.
+    probe = keras.Model(
+        model.inputs[0], [tensor for _, tensor in found], name="probe"
+    )
+    values = keras.tree.flatten(probe(images, training=False))
+    for (layer, _), value in zip(found, values, strict=True):
+        if is_graph(layer) and len(layer.inputs) == 1:
+            yield from _first_readings(layer, value)
+        else:
+            yield _is_stem(layer, model), value
+
+
+def _first_tensors(model):
+    """The first layers with weights, each with a tensor that it reads."""
+    found, plain = [], {}
+    waiting = list(model.outputs)
+    while waiting:
+        tensor = waiting[-1]
+        layer = private.keras_history(tensor)[0]
+        read = private.read_tensors(tensor)
+        missing = [t for t in read if id(t) not in plain]
+        if missing:
+            waiting += missing
+            continue
+        waiting.pop()
+        if id(tensor) in plain:
+            continue
+        reads_plain = all(plain[id(t)] for t in read)
+        learns = _learns(layer)
+        plain[id(tensor)] = reads_plain and not learns
+        if reads_plain and learns:
+            found += [(layer, t) for t in read]
+    return found
+
+
+def _learns(layer):
+    """Whether an operation has weights other than a `Normalization`'s."""
+    layers = layers_of(layer) if isinstance(layer, keras.Model) else [layer]
+    if isinstance(layer, keras.Model) and not is_graph(layer):
+        return True
+    return any(
+        getattr(x, "weights", ())
+        for x in layers
+        if not isinstance(x, (keras.Model, keras.layers.Normalization))
+    )
+
+
+def _is_stem(layer, model):
+    """Whether a layer is the first convolution of this package's builders.
+
+    Other networks of keras.applications have these names: DenseNet for its
+    stem, ResNets for their blocks too, with biases, which only networks
+    without any batch norm have here: folded ones.
+    """
+    layers = {other.name: other for other in model.layers}
+    norms = {
+        name
+        for name, other in layers.items()
+        if isinstance(other, keras.layers.BatchNormalization)
+    }
+    return (
+        layer.name == STEM
+        and isinstance(layer, keras.layers.Conv2D)
+        and "conv2_block1_out" in layers
+        and (not norms if layer.use_bias else "conv1_bn" in norms)
+    )

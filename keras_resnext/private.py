@@ -23,6 +23,15 @@ def keras_history(tensor):
     return tensor._keras_history
 
 
+def read_tensors(tensor):
+    """The Keras tensors that the operation behind a Keras tensor read.
+
+    Keras has no public way from a tensor back to those it was made from.
+    """
+    operation, node_index, _ = keras_history(tensor)
+    return operation._inbound_nodes[node_index].input_tensors
+
+
 def onnx_passes():
     """tf2onnx's graph optimisers by name.
 

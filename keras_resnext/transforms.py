@@ -58,9 +58,10 @@ class EvalTransform:
         interpolation: `"bilinear"` or `"bicubic"`, both antialiased. Defaults
             to `"bilinear"`.
         mean: Subtracted from pixels in [0, 1], one number for each channel.
-            Defaults to ImageNet's.
-        std: Divisors of the result, one for each channel. Defaults to
-            ImageNet's.
+            `None`, as `std`, leaves pixels in [0, 255] for a model that
+            normalises them itself. Defaults to ImageNet's.
+        std: Divisors of the result, one for each channel, or `None` as
+            `mean`. Defaults to ImageNet's.
 
     Raises:
         ValueError: if an argument is not as described.
@@ -80,8 +81,8 @@ class EvalTransform:
     image_size: int
     resize_size: int
     interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
+    mean: tuple[float, float, float] | None = MEAN
+    std: tuple[float, float, float] | None = STD
 
     def __post_init__(self):
         for name in ("image_size", "resize_size"):
@@ -96,6 +97,13 @@ class EvalTransform:
                 '`interpolation` must be "bilinear" or "bicubic"; got '
                 f"{self.interpolation!r}."
             )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                "`mean` and `std` must both be None, or neither; got "
+                f"{self.mean!r} and {self.std!r}."
+            )
+        if not self.normalizes:
+            return
         for name in ("mean", "std"):
             self._set(name, _three_numbers(name, getattr(self, name)))
         if min(self.std) <= 0:
@@ -141,6 +149,20 @@ class EvalTransform:
         """Share of the resized shorter side that the crop has, in (0, 1]."""
         return self.image_size / self.resize_size
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether there is a `mean` and a `std`; if not, pixels stay."""
+        return self.mean is not None
+
+    @property
+    def normalization(self) -> str:
+        """`mean` and `std` in words: "imagenet", "none" or their values."""
+        if not self.normalizes:
+            return "none"
+        if (self.mean, self.std) == (MEAN, STD):
+            return "imagenet"
+        return f"mean {self.mean}, std {self.std}"
+
     def to_config(self) -> dict[str, Any]:
         """The arguments as plain values that JSON can hold.
 
@@ -153,7 +175,9 @@ class EvalTransform:
         [0.485, 0.456, 0.406]
         """
         config = dataclasses.asdict(self)
-        return config | {"mean": list(self.mean), "std": list(self.std)}
+        if self.normalizes:
+            config |= {"mean": list(self.mean), "std": list(self.std)}
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "EvalTransform":
@@ -236,6 +260,8 @@ class EvalTransform:
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as the network's input: `(pixels / 255 - mean) / std`.
 
+        Without mean and std they stay as they are.
+
         Args:
             pixels: Array `(..., 3)` of RGB in [0, 255], any dtype.
 
@@ -247,7 +273,10 @@ class EvalTransform:
         >>> transform.normalize(np.full((1, 1, 3), 255))
         array([[[2.2489083, 2.4285715, 2.64     ]]], dtype=float32)
         """
-        pixels = np.asarray(pixels, "float32") / np.float32(255)
+        pixels = np.asarray(pixels, "float32")
+        if not self.normalizes:
+            return pixels
+        pixels = pixels / np.float32(255)
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
     def pixels_in_graph(self, image):
@@ -314,8 +343,10 @@ class EvalTransform:
         """
         import tensorflow as tf
 
-        pixels = tf.cast(pixels, tf.float32) / 255
-        return (pixels - tf.constant(self.mean)) / tf.constant(self.std)
+        pixels = tf.cast(pixels, tf.float32)
+        if not self.normalizes:
+            return pixels
+        return (pixels / 255 - tf.constant(self.mean)) / tf.constant(self.std)
 
 
 def preprocess_input(x, data_format: str | None = None):
@@ -470,7 +501,9 @@ def _read_picture(source):
         source = io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
-    elif not hasattr(source, "read"):
+    elif hasattr(source, "read"):
+        name = getattr(source, "name", name)
+    else:
         raise ValueError(
             "`source` must be a path, bytes or a file object; got "
             f"{type(source).__name__}."

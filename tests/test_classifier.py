@@ -153,7 +153,7 @@ def test_what_cannot_be_loaded(classifier, tmp_path):
         ("model.h5", None, "must be the folder of a training run"),
         (tmp_path / "x.keras", "tv2_in1k", "`weights` must be None unless"),
         (tmp_path, "tv2_in1k", "`weights` must be None unless"),
-        ("resnext50", "w.pth", "got the file 'w.pth'"),
+        ("resnext50", "w.pth", "or an existing file; got 'w.pth'"),
         ("resnext50", "tv9", "got 'tv9'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -145,7 +145,7 @@ def test_features_without_top(name, pixels, tmp_path):
 @pytest.fixture
 def wrong_graph(monkeypatch):
     """A converter that exports another function: no normalisation in it."""
-    monkeypatch.setattr("keras_resnext.export.graph._normalize", lambda x: x)
+    monkeypatch.setattr(graph, "_normalize", lambda images, **_: images)
 
 
 @every_format
@@ -219,7 +219,7 @@ def test_bad_arguments(name, small_model, tmp_path):
     if name == "onnx":
         for opset in (3, "17", 30):
             refused("`opset` must be from 13 to 18; got", opset=opset)
-    refused('`preprocessing` must be "imagenet", None', preprocessing="torch")
+    refused('must be "auto", "imagenet", None, or', preprocessing="torch")
     refused("`images` must have shape", images=np.zeros((2, 8, 8, 3)))
     any_size = keras_resnext.ResNeXt((1,), 2, 4, include_top=False)
     refused("one image input of fixed size", model=any_size)
@@ -442,7 +442,10 @@ def test_layers_that_fold_and_forms_do_not_know(name, pixels, tmp_path):
         if before:
             adapted.adapt(keras_resnext.preprocess_input(pixels))
         path = tmp_path / f"{number}"
-        assert EXPORTERS[name](model, path, images=pixels).size > 100
+        artifact = EXPORTERS[name](
+            model, path, images=pixels, preprocessing="imagenet"
+        )
+        assert artifact.size > 100
         if name == "savedmodel":
             content = (path / "saved_model.pb").read_bytes()
             assert b"_XlaMustCompile" not in content
@@ -686,7 +689,12 @@ def test_a_network_that_takes_no_squares(tmp_path):
         ]
     )
 
-    export.to_saved_model(model, tmp_path / "m", labels=["x", "y", "z"])
+    export.to_saved_model(
+        model,
+        tmp_path / "m",
+        labels=["x", "y", "z"],
+        preprocessing="imagenet",
+    )
     signatures = tf.saved_model.load(tmp_path / "m").signatures
     assert set(signatures) == {"serving_default", "image_uint8"}
     assets = (tmp_path / "m" / "assets").iterdir()
@@ -911,6 +919,7 @@ def test_errors_of_layers_that_are_not_ours(crops, tmp_path):
         calibration=crops[:16],
         images=crops[16:],
         limits=export.Limits(),  # the errors are asked for, whatever they are
+        preprocessing="imagenet",
     )
     assert [error.name for error in artifact.layer_errors] == names
     assert all(0 < error.weights < 0.05 for error in artifact.layer_errors)
@@ -1098,6 +1107,7 @@ def test_models_that_do_not_look_at_images(crops, tmp_path):
             tmp_path / "m",
             quantize="int8",
             calibration=crops[:4, :64, :64],
+            preprocessing="imagenet",
         )
 
 
@@ -1180,7 +1190,7 @@ def test_layers_that_cannot_be_converted(name, tmp_path):
     with pytest.raises(
         export.ExportError, match="`model` must have operations"
     ):
-        EXPORTERS[name](model, tmp_path / "m")
+        EXPORTERS[name](model, tmp_path / "m", preprocessing="imagenet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1458,14 +1468,25 @@ def test_classifiers_bring_labels_and_transform(small_model, tmp_path):
         assert archive.read("labels.txt").decode().splitlines() == LABELS[::-1]
 
 
-def test_a_transform_with_another_normalisation(small_model, tmp_path):
+def test_a_transform_with_another_normalisation(small_model, pixels, tmp_path):
     transform = EvalTransform.from_crop_pct(16, mean=(0.5,) * 3)
     with pytest.raises(ValueError, match="`preprocessing` must be a layer"):
-        export.to_onnx(small_model, tmp_path / "m", transform=transform)
+        export.to_onnx(
+            small_model,
+            tmp_path / "m",
+            transform=transform,
+            preprocessing="imagenet",
+        )
     layer = keras.layers.Rescaling(1 / 127.5, offset=-1)
     export.to_onnx(
         small_model, tmp_path / "m", transform=transform, preprocessing=layer
     )
+    artifact = export.to_onnx(
+        small_model, tmp_path / "auto", transform=transform, images=pixels
+    )
+    assert "normalization (mean (0.5, 0.5, 0.5), std" in artifact.input
+    expected = small_model.predict(transform.normalize(pixels), verbose=0)
+    np.testing.assert_allclose(artifact.scores, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_photographs_are_turned_upright(small_model, photos, tmp_path):

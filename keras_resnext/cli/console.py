@@ -30,9 +30,16 @@ ModelArgument = Annotated[
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="TAG",
-        help="With a model's name: published weights, see `list --weights`. "
-        "Defaults to imagenet.",
+        metavar="TAG|FILE",
+        help="With a model's name: published weights, see `list --weights`, "
+        "or a file of weights. Defaults to imagenet.",
+    ),
+]
+PreprocessingOption = Annotated[
+    str,
+    typer.Option(
+        help="How pixels are normalised before the model: imagenet, none if "
+        "it takes them as they are, or auto for what file and model say.",
     ),
 ]
 BadImageOption = Annotated[
@@ -43,6 +50,11 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Directory of TensorFlow Datasets' data sets."),
 ]
+
+
+def read_preprocessing(text):
+    """The option's value as Python has it."""
+    return None if text == "none" else text
 
 
 def print_error(error, label="Error: "):

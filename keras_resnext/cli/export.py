@@ -11,9 +11,11 @@ from rich.markup import escape
 
 from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import ModelArgument
+from keras_resnext.cli.console import PreprocessingOption
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import open_data
+from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
 
@@ -35,9 +37,10 @@ def export(
         str | None,
         typer.Option(
             help="Data set for verification, and for calibration of int8. "
-            "Defaults to the run's, or to noise."
+            "Defaults to the run's, or to drawn images."
         ),
     ] = None,
+    preprocessing: PreprocessingOption = "auto",
     output: Annotated[
         Path | None,
         typer.Option(help="Folder. Defaults to export/ beside the model."),
@@ -124,7 +127,9 @@ def export(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     needs_calibration = "int8" in _names(quantize)
     source = _open_data(model, data, data_dir, needs_calibration)
-    classifier = Classifier.load(model, weights)
+    classifier = Classifier.load(
+        model, weights, preprocessing=read_preprocessing(preprocessing)
+    )
     images = _read_images(
         classifier,
         source,
@@ -180,7 +185,7 @@ def _read_images(classifier, data, count, calibration_count):
     image_size(classifier.model)  # a square, or the error says so
     if classifies(classifier.model):
         check_classes(classifier, data)
-    transform = classifier.transform
+    transform = classifier.require_transform()
     images, classes = read_images(data, data.val_split, transform, count=count)
     calibration = None
     if calibration_count:
@@ -219,6 +224,7 @@ def _print_report(report):
             _shown(file.peak_bytes, ".0f", 1e6),
         )
     console.print(rows)
+    console.print(f"Input: {escape(report.input)}.")
     for file in report.files:
         if file.passed:
             limits = file.limits.describe()

@@ -1,6 +1,7 @@
 """`keras-resnext predict`: the most probable classes of images."""
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import typer
 from rich.markup import escape
 
 from keras_resnext.cli.console import ModelArgument
+from keras_resnext.cli.console import PreprocessingOption
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import print_error
 from keras_resnext.cli.console import progress_bar
+from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
 
@@ -22,9 +25,13 @@ def predict(
     model: ModelArgument,
     images: Annotated[
         list[Path],
-        typer.Argument(help="Image files, and folders of image files."),
+        typer.Argument(
+            help="Image files, folders of image files, and - for an image on "
+            "standard input."
+        ),
     ],
     weights: WeightsOption = None,
+    preprocessing: PreprocessingOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that the model sees at once.")
@@ -47,22 +54,30 @@ def predict(
     from keras_resnext.classifier import Classifier
     from keras_resnext.classifier import list_images
 
-    paths = [
-        path
+    sources = [
+        source
         for place in images
-        for path in (list_images(place) if place.is_dir() else [place])
+        for source in (
+            list_images(place)
+            if place.is_dir()
+            else [_standard_input() if str(place) == "-" else place]
+        )
     ]
-    if not paths:
+    if not sources:
         raise ValueError(
             "`images` must be image files or folders with some; got "
             f"{', '.join(map(str, images))}."
         )
-    classifier = Classifier.load(model, weights)
+    classifier = Classifier.load(
+        model, weights, preprocessing=read_preprocessing(preprocessing)
+    )
     predictions = []
     with progress_bar("images") as bar:
         for prediction in bar.track(
-            classifier.iter_predictions(paths, batch_size, on_bad_image="skip"),
-            total=len(paths),
+            classifier.iter_predictions(
+                sources, batch_size, on_bad_image="skip"
+            ),
+            total=len(sources),
         ):
             predictions.append(prediction)
             if prediction.error:
@@ -73,8 +88,16 @@ def predict(
         _print_csv(predictions, top)
     else:
         _print_table(predictions, top)
+        console.print(f"Input: {escape(classifier.input_description)}.")
     if any(prediction.error for prediction in predictions):
         raise typer.Exit(1)
+
+
+def _standard_input():
+    """The image on standard input, as a file called -."""
+    file = io.BytesIO(sys.stdin.buffer.read())
+    file.name = "-"
+    return file
 
 
 def _record(prediction, top):

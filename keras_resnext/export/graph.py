@@ -1,6 +1,7 @@
 """The exported graph: pixels in, preprocessing, the network, named outputs."""
 
 import contextlib
+import functools
 import math
 
 import keras
@@ -13,7 +14,7 @@ from keras_resnext.inspection import image_shape
 from keras_resnext.inspection import output_names
 from keras_resnext.rewrite.folding import fold_batch_norm
 from keras_resnext.rewrite.stock import from_stock_layers
-from keras_resnext.transforms import preprocess_input
+from keras_resnext.transforms import EvalTransform
 
 IMAGE = "image"  # the input's name in every format
 
@@ -27,7 +28,9 @@ class ExportGraph:
 
     Args:
         model: A `keras.Model` with one image input of fixed size.
-        preprocessing: See `preprocessing_function`.
+        preprocessing: `"imagenet"`, an `EvalTransform` to normalise as it
+            does, a Keras layer or model from pixels to the model's input, or
+            `None` for nothing.
 
     Example:
 
@@ -37,9 +40,7 @@ class ExportGraph:
     """
 
     def __init__(self, model, preprocessing):
-        self._preprocess = preprocessing_function(preprocessing)
-        if self._preprocess is preprocess_input:
-            self._preprocess = _normalize
+        self._preprocess = _preprocessing_function(preprocessing)
         self.shape = image_shape(model)
         if isinstance(self._preprocess, keras.Layer):
             # Its variables must exist before a graph is traced.
@@ -128,15 +129,28 @@ def named_outputs(names, outputs):
     return dict(zip(names, tf.nest.flatten(outputs), strict=True))
 
 
-def _normalize(images):
-    """`preprocess_input` for a batch, in a form that converters optimise.
+def _preprocessing_function(preprocessing):
+    """The function of pixels that goes into the graph."""
+    if preprocessing is None:
+        return lambda images: images
+    if isinstance(preprocessing, keras.Layer):
+        return preprocessing
+    if isinstance(preprocessing, EvalTransform):
+        mean, std = preprocessing.mean, preprocessing.std
+    else:
+        mean, std = MEAN, STD
+    return functools.partial(_normalize, mean=mean, std=std)
+
+
+def _normalize(images, *, mean, std):
+    """A batch of pixels normalised, in a form that converters optimise.
 
     tf2onnx transposes constants of four dimensions together with the images,
     and multiplications but not divisions.
     """
     mean, std = (
         255 * np.array(values, "float32").reshape(1, 1, 1, 3)
-        for values in (MEAN, STD)
+        for values in (mean, std)
     )
     return (images - mean) * (1 / std)
 
@@ -167,27 +181,3 @@ def _make_constant(node, value):
     node.name, node.op = name, "Const"
     node.attr["dtype"].type = value.dtype.as_datatype_enum
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
-
-
-def preprocessing_function(preprocessing):
-    """The function of pixels that `preprocessing` stands for.
-
-    Args:
-        preprocessing: `"imagenet"` for `keras_resnext.preprocess_input`, so
-            that the file takes RGB pixels in [0, 255]; a Keras layer or model
-            from such pixels to the network's input; `None` for the bare
-            network.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    if isinstance(preprocessing, str) and preprocessing == "imagenet":
-        return preprocess_input
-    if preprocessing is None:
-        return lambda image: image
-    if isinstance(preprocessing, keras.Layer):
-        return preprocessing
-    raise ValueError(
-        '`preprocessing` must be "imagenet", None, or a Keras layer or model '
-        f"from pixels to the network's input; got {preprocessing!r}."
-    )

@@ -51,7 +51,7 @@ def to_onnx(
     data_format: str = "NHWC",
     quantize: str | None = None,
     calibration: np.ndarray | None = None,
-    preprocessing: str | keras.Layer | None = "imagenet",
+    preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,
     transform: EvalTransform | None = None,
     images: np.ndarray | None = None,
@@ -82,9 +82,13 @@ def to_onnx(
         calibration: With int8, images whose activations set the ranges, like
             `images`; some tens, and other ones than those to compare on.
             Defaults to `None`.
-        preprocessing: `"imagenet"` if the file is to take RGB pixels in
-            [0, 255], a Keras layer or model from such pixels to the network's
-            input, or `None` for the bare network. Defaults to `"imagenet"`.
+        preprocessing: What comes before the model, so that the file takes RGB
+            pixels in [0, 255]. `"auto"` adds what it needs: nothing to a model
+            that normalises pixels itself, otherwise the normalisation of the
+            transform, or ImageNet's for networks of this package's builders.
+            `"imagenet"`, or a Keras layer or model from pixels to the model's
+            input, says it for others. `None` adds nothing.
+            Defaults to `"auto"`.
         labels: Class names, in the order of the outputs. Defaults to `None`,
             the labels of the `Classifier`.
         transform: How photographs become the file's input, stored for its
@@ -92,7 +96,7 @@ def to_onnx(
             for a plain model of square RGB images, the largest centred square.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
-            images of noise.
+            drawn ones, see `drawings`.
         limits: How far the outputs may be from Keras'. Defaults to those of
             `keras_resnext.export.verify.LIMITS`.
         overwrite: Whether to replace an existing file. Defaults to `False`.
@@ -105,7 +109,9 @@ def to_onnx(
         ExportError: if ONNX Runtime's outputs are not Keras', or a layer
             cannot be converted; then `path` is as it was before.
         ModuleNotFoundError: if onnxruntime (extra `export`) is missing.
-        ValueError: if an argument is not as described.
+        ValueError: if an argument is not as described, `"auto"` cannot know
+            how the model's images are normalised, or they would be normalised
+            twice.
 
     Example:
 

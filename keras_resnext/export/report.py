@@ -146,6 +146,7 @@ class Report:
 
     Args:
         model: Name of the model.
+        input: What the files take, see `Artifact`.
         images: Number of images that were compared.
         threads: Threads used for the latency.
         keras_accuracy: Share of the images that Keras classifies correctly;
@@ -154,6 +155,7 @@ class Report:
     """
 
     model: str
+    input: str
     images: int
     threads: int
     keras_accuracy: float | None
@@ -251,6 +253,7 @@ def export_files(
     images: np.ndarray | None = None,
     classes: np.ndarray | None = None,
     calibration: np.ndarray | None = None,
+    preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,
     transform: EvalTransform | None = None,
     on_file: Callable[[pathlib.Path], None] = lambda path: None,
@@ -264,11 +267,12 @@ def export_files(
         model: A `keras.Model`, `Classifier` or `Session`, see `to_tflite`.
         plan: The `Plan` of `plan_files`.
         images: Pixels to compare on, `(images, height, width, channels)`.
-            Defaults to eight images of noise.
+            Defaults to eight drawn ones, see `drawings`.
         classes: Their classes, `(images,)`, for a classifier. Defaults to
             `None`.
         calibration: Pixels whose activations set the ranges of int8. Defaults
             to `None`.
+        preprocessing: See `to_saved_model`. Defaults to `"auto"`.
         labels: Class names. Defaults to those of the `Classifier`.
         transform: See the exporters. Defaults to that of the `Classifier`.
         on_file: Called with each path before it is written.
@@ -287,7 +291,7 @@ def export_files(
     >>> export_files(model, plan).files[1].latency_ms
     41.3
     """
-    session = Session.of(model, "imagenet", labels, transform, images)
+    session = Session.of(model, preprocessing, labels, transform, images)
     if any(quantize == "int8" for _, quantize in plan.files):
         session.check_quantization("int8", calibration, ("int8",))
     if not session.classifies:
@@ -300,6 +304,7 @@ def export_files(
         )
     report = Report(
         model=session.model.name,
+        input=session.input_description,
         images=len(session.images),
         threads=plan.threads,
         keras_accuracy=_accuracy(session.reference, classes),

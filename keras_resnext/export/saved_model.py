@@ -26,7 +26,7 @@ def to_saved_model(
     model: keras.Model | Classifier | Session,
     path: str | os.PathLike,
     *,
-    preprocessing: str | keras.Layer | None = "imagenet",
+    preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,
     transform: EvalTransform | None = None,
     top: int = 5,
@@ -57,10 +57,14 @@ def to_saved_model(
             `Classifier`, or a `Session` that shares work between files and
             has preprocessing, labels, transform and images already.
         path: Folder to write.
-        preprocessing: `"imagenet"` if the file is to take RGB pixels in
-            [0, 255], a Keras layer or model from such pixels to the network's
-            input, or `None` for the bare network, which has `serving_default`
-            only. Defaults to `"imagenet"`.
+        preprocessing: What comes before the model, so that the file takes RGB
+            pixels in [0, 255]. `"auto"` adds what it needs: nothing to a model
+            that normalises pixels itself, otherwise the normalisation of the
+            transform, or ImageNet's for networks of this package's builders.
+            `"imagenet"`, or a Keras layer or model from pixels to the model's
+            input, says it for others. `None` adds nothing; a bare network
+            has `serving_default` only.
+            Defaults to `"auto"`.
         labels: Class names, in the order of the outputs. Defaults to `None`,
             the labels of the `Classifier`.
         transform: How `image_bytes` turns upright (EXIF), resizes and crops an
@@ -70,7 +74,7 @@ def to_saved_model(
         top: Number of best classes to return. Defaults to 5.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
-            images of noise.
+            drawn ones, see `drawings`.
         limits: How far the outputs may be from Keras'. Defaults to
             `keras_resnext.export.verify.LIMITS[None]`.
         overwrite: Whether to replace an existing SavedModel. Defaults to
@@ -84,7 +88,9 @@ def to_saved_model(
             something else than a SavedModel.
         ExportError: if TensorFlow's outputs from the folder are not Keras';
             then `path` is as it was before.
-        ValueError: if an argument is not as described.
+        ValueError: if an argument is not as described, `"auto"` cannot know
+            how the model's images are normalised, or they would be normalised
+            twice.
 
     Example:
 
@@ -148,9 +154,7 @@ class _Serving(tf.Module):
         self._top, self._classifies = top, session.classifies
         self._labels = tuple(session.labels or ())
         self._attachments = tuple(session.attachments.items())
-        self._takes_pixels = (
-            session.preprocessing is not None and session.shape[2] == 3
-        )
+        self._takes_pixels = session.takes_pixels and session.shape[2] == 3
         # Keras' own `export` tracks variables twice, and stores them twice.
         self.weights = [variable.value for variable in self._graph.variables]
 

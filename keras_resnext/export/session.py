@@ -14,22 +14,25 @@ import tensorflow as tf
 from keras_resnext import private
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
+from keras_resnext.classifier import check_normalizes_once
+from keras_resnext.export.drawings import drawn_images
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.export.graph import named_outputs
-from keras_resnext.export.graph import preprocessing_function
 from keras_resnext.export.runtimes import in_batches
 from keras_resnext.export.verify import Reference
 from keras_resnext.export.verify import logits
 from keras_resnext.files import staged
-from keras_resnext.imagenet import MEAN
-from keras_resnext.imagenet import STD
+from keras_resnext.inspection import changes_nothing
 from keras_resnext.inspection import classifies
+from keras_resnext.inspection import grey_images
 from keras_resnext.inspection import image_shape
+from keras_resnext.inspection import input_kind
 from keras_resnext.inspection import layers_of
 from keras_resnext.inspection import output_names
 from keras_resnext.inspection import puts_out_probabilities
 from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import preprocess_input
 
 # What TensorFlow and Keras write into the folder of a SavedModel.
 _SAVED_MODEL = {
@@ -48,16 +51,17 @@ class Session:
     Args:
         model: A `keras.Model` with one image input of fixed size, or a
             `Classifier`.
-        preprocessing: See `to_saved_model`.
+        preprocessing: See `to_saved_model`. Defaults to `"auto"`.
         labels: Class names. Defaults to those of the `Classifier`.
         transform: An `EvalTransform`. Defaults to that of the `Classifier`;
             of a plain model of square RGB images, to its default.
         images: Inputs to compare on, `(images, height, width, channels)`.
-            Defaults to eight images of noise.
+            Defaults to eight drawn ones, see `drawings`.
 
     Raises:
-        ValueError: if an argument is not as described, or the model does not
-            compute in float32.
+        ValueError: if an argument is not as described, the model does not
+            compute in float32, or `preprocessing` cannot be chosen or would
+            normalise twice.
 
     Example:
 
@@ -69,7 +73,7 @@ class Session:
     def __init__(
         self,
         model: keras.Model | Classifier,
-        preprocessing: str | keras.Layer | None = "imagenet",
+        preprocessing: str | keras.Layer | None = "auto",
         labels: Sequence[str] | None = None,
         transform: EvalTransform | None = None,
         images: np.ndarray | None = None,
@@ -79,13 +83,15 @@ class Session:
         self.shape = image_shape(self.model)
         self.output_names = output_names(self.model)
         _check_model(self.model, self.output_names)
-        self._preprocess = preprocessing_function(preprocessing)
-        self.preprocessing = preprocessing
+        self.input_kind = input_kind(self.model)
+        self.transform = self._check_transform(classifier.transform)
+        self.preprocessing = self._choose(preprocessing)
+        if self.transform is None:
+            self.transform = self._default_transform()
         self.classifies = classifies(self.model)
         self.labels = self._check_labels(classifier.labels)
-        self.transform = self._check_transform(classifier.transform)
         if images is None:
-            images = np.random.default_rng(0).integers(0, 256, (8, *self.shape))
+            images = drawn_images(self.shape)
         self.images = self.check_images(images)
         self._results = {}
 
@@ -95,7 +101,10 @@ class Session:
         if not isinstance(model, cls):
             return cls(model, *arguments)
         preprocessing, *others = arguments
-        if preprocessing != "imagenet" or any(x is not None for x in others):
+        given = any(x is not None for x in others)
+        if given or not (
+            isinstance(preprocessing, str) and preprocessing == "auto"
+        ):
             raise ValueError(
                 "`preprocessing`, `labels`, `transform` and `images` must be "
                 "given to the `Session`, not with it."
@@ -141,13 +150,30 @@ class Session:
         return self._results[key]
 
     @property
+    def takes_pixels(self) -> bool:
+        """Whether the files take plain pixels in [0, 255]."""
+        return (
+            self.input_kind == "pixels"
+            or self.preprocessing is not None
+            or bool(self.transform and not self.transform.normalizes)
+        )
+
+    @property
     def input_description(self) -> str:
         """What a file takes, in words, for its metadata."""
-        if self.preprocessing is None:
+        if not self.takes_pixels:
             return "what the bare network takes; nothing is normalized in here"
+        pixels = "RGB pixels in [0, 255]"
+        if self.preprocessing is None and self.input_kind == "pixels":
+            return f"{pixels}; the model normalizes them itself"
+        if self.preprocessing is None:
+            return f"{pixels}; nothing is normalized in here"
         kind = self.preprocessing
-        kind = kind if isinstance(kind, str) else "own"
-        return f"RGB pixels in [0, 255]; normalization ({kind}) is in here"
+        if isinstance(kind, EvalTransform):
+            kind = kind.normalization
+        elif isinstance(kind, keras.Layer):
+            kind = "own"
+        return f"{pixels}; normalization ({kind}) is in here"
 
     @property
     def attachments(self) -> dict[str, str]:
@@ -199,6 +225,51 @@ class Session:
                 f"{self.graph.bytes / 1e9:.2f} GB."
             )
 
+    def _choose(self, preprocessing):
+        """What goes before the model: see `ExportGraph`."""
+        if isinstance(preprocessing, keras.Layer):
+            self._check_layer(preprocessing)
+            return preprocessing
+        if preprocessing not in ("auto", "imagenet", None):
+            raise ValueError(
+                '`preprocessing` must be "auto", "imagenet", None, or a Keras '
+                "layer or model from pixels to the network's input; got "
+                f"{preprocessing!r}."
+            )
+        check_normalizes_once(self.model, preprocessing)
+        known = self.transform and self.transform.normalization
+        if preprocessing == "imagenet" and known not in (None, "imagenet"):
+            raise ValueError(
+                "`preprocessing` must be a layer that normalises as "
+                f'`transform` does; got "imagenet" and {self.transform!r}.'
+            )
+        return self._auto() if preprocessing == "auto" else preprocessing
+
+    def _auto(self):
+        """What the transform does, or what the layers of the model say."""
+        if self.transform is not None:
+            return self.transform if self.transform.normalizes else None
+        if self.input_kind == "pixels":
+            return None
+        if self.input_kind == "normalized" and self.shape[-1] == 3:
+            return "imagenet"
+        raise ValueError(
+            '`preprocessing` must be given, "imagenet" or None or a layer: '
+            f"the layers of {self.model.name} do not say how its images are "
+            "normalised."
+        )
+
+    def _check_layer(self, layer):
+        """Refuse to change pixels for a model that normalises them itself."""
+        if self.input_kind == "pixels" and not changes_nothing(
+            layer(grey_images(self.shape))
+        ):
+            raise ValueError(
+                "`preprocessing` must leave grey levels as they are, because "
+                f"{self.model.name} normalises pixels itself; {layer.name} "
+                "changes them."
+            )
+
     def _check_labels(self, labels):
         """Labels of one line each, as files store them."""
         if not all(label.splitlines() == [label] for label in labels or ()):
@@ -209,7 +280,7 @@ class Session:
         return labels or None
 
     def _check_transform(self, transform):
-        """The transform, if its images and normalisation are the file's."""
+        """The transform, if its images are the model's."""
         if transform is None:
             return None
         square = (getattr(transform, "image_size", None),) * 2
@@ -221,20 +292,35 @@ class Session:
                 "`transform` must be an EvalTransform to the model's images, "
                 f"{self.shape}; got {transform!r}."
             )
-        normalization = transform.mean, transform.std
-        if self.preprocessing == "imagenet" and normalization != (MEAN, STD):
-            raise ValueError(
-                "`preprocessing` must be a layer that normalises as "
-                f'`transform` does; got "imagenet" and {transform!r}.'
-            )
         return transform
+
+    def _default_transform(self):
+        """The largest centred square, where `preprocessing` was given."""
+        height, width, channels = self.shape
+        if height != width or channels != 3 or self.preprocessing is None:
+            return None
+        if self.preprocessing == "imagenet":
+            return EvalTransform.from_crop_pct(height)
+        return EvalTransform.from_crop_pct(height, mean=None, std=None)
+
+    def _called(self, images):
+        """Pixels as the model's users pass them to it.
+
+        Not through `ExportGraph`, whose mistakes verification must find.
+        """
+        if self.preprocessing is None:
+            return images
+        if isinstance(self.preprocessing, EvalTransform):
+            return self.preprocessing.normalize(images)
+        if isinstance(self.preprocessing, keras.Layer):
+            return self.preprocessing(images)
+        return preprocess_input(images, "channels_last")
 
     def _run_keras(self, model):
         """Keras' outputs for `images`, by name."""
         names = output_names(model)
         (image,) = model.inputs
-        # Not through `ExportGraph`, whose mistakes verification must find.
-        # Nor through `predict`: TensorFlow counts its traces over all models
+        # Not through `predict`: TensorFlow counts its traces over all models
         # of a process, and warns from the fifth on.
         spec = tf.TensorSpec((None, *image.shape[1:]), tf.float32)
         predict = tf.function(
@@ -244,7 +330,7 @@ class Session:
         ).get_concrete_function()
 
         def run(images):
-            pixels = tf.cast(self._preprocess(images), tf.float32)
+            pixels = tf.cast(self._called(images), tf.float32)
             return {k: v.numpy() for k, v in predict(pixels).items()}
 
         return in_batches(run)(self.images)

@@ -46,7 +46,7 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     exclude: int | Sequence[str] = 0,
     input_dtype: str | None = None,
-    preprocessing: str | keras.Layer | None = "imagenet",
+    preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,
     transform: EvalTransform | None = None,
     images: np.ndarray | None = None,
@@ -83,10 +83,14 @@ def to_tflite(
             result. Defaults to 0.
         input_dtype: `"float32"` or `"uint8"`. Defaults to uint8 with int8,
             and to float32 otherwise.
-        preprocessing: `"imagenet"` if the file is to take RGB pixels in
-            [0, 255], a Keras layer or model from such pixels to the network's
-            input, or `None` for the bare network, whose input is float32.
-            Defaults to `"imagenet"`.
+        preprocessing: What comes before the model, so that the file takes RGB
+            pixels in [0, 255]. `"auto"` adds what it needs: nothing to a model
+            that normalises pixels itself, otherwise the normalisation of the
+            transform, or ImageNet's for networks of this package's builders.
+            `"imagenet"`, or a Keras layer or model from pixels to the model's
+            input, says it for others. `None` adds nothing; the input of a
+            bare network is float32.
+            Defaults to `"auto"`.
         labels: Class names, in the order of the outputs. Defaults to `None`,
             the labels of the `Classifier`.
         transform: How photographs become the file's input, stored for its
@@ -94,7 +98,7 @@ def to_tflite(
             for a plain model of square RGB images, the largest centred square.
         images: Inputs to compare on, `(images, height, width, channels)`, in
             [0, 255] unless `preprocessing` says otherwise. Defaults to eight
-            images of noise.
+            drawn ones, see `drawings`.
         limits: How far the outputs may be from Keras'. Defaults to those of
             `keras_resnext.export.verify.LIMITS`.
         overwrite: Whether to replace an existing file. Defaults to `False`.
@@ -108,7 +112,9 @@ def to_tflite(
             builtin; then `path` is as it was before.
         ModuleNotFoundError: if ai-edge-litert or, to quantise,
             ai-edge-quantizer (extra `export`) is missing.
-        ValueError: if an argument is not as described.
+        ValueError: if an argument is not as described, `"auto"` cannot know
+            how the model's images are normalised, or they would be normalised
+            twice.
 
     Example:
 
@@ -158,7 +164,7 @@ def _check_exclude(exclude, quantize):
 
 def _check_input_dtype(session, input_dtype, quantize):
     """The input's data type, or the usual one for `None`."""
-    bare = session.preprocessing is None
+    bare = not session.takes_pixels
     if input_dtype is None:
         return "uint8" if quantize == "int8" and not bare else "float32"
     if input_dtype not in INPUT_DTYPES or (bare and input_dtype == "uint8"):
@@ -239,7 +245,7 @@ def _add_metadata(content, session):
         name=session.model.name,
         description=session.input_description,
         shape=session.shape,
-        pixels=session.preprocessing is not None,
+        pixels=session.takes_pixels,
         input_name=IMAGE,
         output_names=session.output_names,
         probabilities=puts_out_probabilities(session.model),

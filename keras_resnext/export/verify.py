@@ -167,6 +167,8 @@ class Artifact:
         agreement: How closely its outputs agree with Keras'.
         limits: The limits that `agreement` was held to.
         outputs: The runtime's outputs for the images compared, by name.
+        input: What the file takes, in words, such as "RGB pixels in
+            [0, 255]; the model normalizes them itself".
         layer_errors: For a TFLite file in dynamic or int8, a
             `keras_resnext.export.quantization.LayerError` for each layer.
 
@@ -185,6 +187,7 @@ class Artifact:
     agreement: Agreement
     limits: Limits
     outputs: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    input: str = ""
     layer_errors: tuple = dataclasses.field(default=(), repr=False)
 
     @property
@@ -287,6 +290,7 @@ def verify(
         agreement=compare(session.model, reference, outputs),
         limits=limits,
         outputs={name: outputs[name] for name in reference.outputs},
+        input=session.input_description,
         layer_errors=tuple(layer_errors),
     )
     if violations := limits.violations(artifact.agreement):

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext import imagenet
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
 from keras_resnext.extras import first_line
 from keras_resnext.inspection import check_classifier
-from keras_resnext.inspection import image_size
 from keras_resnext.training import step as steps
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.datasets import open_dataset
@@ -218,8 +218,7 @@ def evaluate(
         batch_size: Images in a batch. Defaults to 64.
         data_dir: Where TFDS keeps its data sets. Defaults to TFDS' own.
         transform: An `EvalTransform`. Defaults to `None`, that of the
-            classifier; for a plain model of square images, the largest centred
-            square, resized, and ImageNet's normalisation.
+            classifier; for a plain model, see `Classifier`.
         on_bad_image: `"error"`, or `"skip"` to leave out images that cannot
             be decoded. Defaults to `"error"`.
 
@@ -239,8 +238,7 @@ def evaluate(
     bad = BadImages(on_bad_image)
     classifier = as_classifier(model, transform=transform)
     check_classifier(classifier.model)
-    if classifier.transform is None:
-        image_size(classifier.model)  # refuses what has no default transform
+    classifier.require_transform()
     data = dataset
     if not isinstance(data, ImageData):
         data = open_dataset(dataset, data_dir)
@@ -276,8 +274,8 @@ def check_classes(classifier: Classifier, data: ImageData) -> None:
     """Refuse a data set whose classes are not the classifier's.
 
     Args:
-        classifier: A `Classifier`. For published weights only the number of
-            classes is compared, because data sets name ImageNet's differently.
+        classifier: A `Classifier`. Of ImageNet's classes only the number is
+            compared, because data sets name them differently.
         data: An `ImageData`; names are compared only if it has some.
 
     Raises:
@@ -290,7 +288,7 @@ def check_classes(classifier: Classifier, data: ImageData) -> None:
             f"has {len(data.labels)}."
         )
     named = data.labels != [str(i) for i in range(count)]
-    comparable = labels and named and not classifier.record
+    comparable = labels and named and list(labels) != imagenet.labels()
     if comparable and list(labels) != data.labels:
         raise ValueError(
             "`dataset` must have the classes that the model was trained on, "
