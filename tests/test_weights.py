@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.request
 
 import keras
 import numpy as np
@@ -961,6 +962,8 @@ def test_what_is_cached_needs_no_network(server, closed, monkeypatch):
 
 def test_a_proxy_is_connected_to_instead(server, plain, closed, monkeypatch):
     record, path = plain
+    # urllib keeps the proxies of the first request.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setenv("http_proxy", f"http://{closed}")
     with pytest.raises(ConnectionError, match=f"{closed}: Connection refused"):
         hub.fetch(record)
