@@ -11,6 +11,7 @@ from keras_resnext import blocks
 from keras_resnext.extras import suggest
 from keras_resnext.names import CLASSIFIER
 from keras_resnext.names import block_name
+from keras_resnext.weights.load import fetch_source
 from keras_resnext.weights.load import find_source
 from keras_resnext.weights.load import load_weights
 
@@ -106,6 +107,7 @@ def ResNeXt(
     Raises:
         ValueError: if an argument is not one of the above, before anything is
             built.
+        ConnectionError: if published weights cannot be downloaded, likewise.
 
     Example:
 
@@ -146,6 +148,8 @@ def ResNeXt(
     if weights is not None:
         weights = find_source(weights, notation, include_top)
     inputs = x = _input(input_tensor, input_shape, stem, depths, include_top)
+    if weights is not None:
+        weights = fetch_source(weights)  # before the long work of building
 
     x = _STEMS[stem](x)
     dilation, total_stride = 1, _STEM_STRIDE[stem]

@@ -111,6 +111,7 @@ Returns:
 
 Raises:
     ValueError: if an argument is not one of the above.
+    ConnectionError: if published weights cannot be downloaded.
 
 Example:
 

@@ -395,10 +395,14 @@ JPEG_OPTIONS = [
         *((mode, "JPEG", o) for mode in ("RGB", "L") for o in JPEG_OPTIONS),
         *((mode, "PNG", {}) for mode in ("RGB", "L", "RGBA", "P")),
         ("RGB", "BMP", {}),
+        *((m, "WEBP", {}) for m in ("RGB", "L", "RGBA")),
+        *((m, "WEBP", {"lossless": True}) for m in ("RGB", "RGBA")),
     ],
 )
 def test_both_decoders_agree(mode, kind, options):
     picture = Image.fromarray(PHOTO[:101, :75]).convert(mode)
+    if mode == "RGBA":  # opaque, files would have no alpha
+        picture.putalpha(Image.fromarray(PHOTO[200:301, :75, 0]))
     file = io.BytesIO()
     picture.save(file, kind, **options)
     expected = np.asarray(Image.open(file).convert("RGB"))
@@ -418,6 +422,27 @@ def test_a_gif_is_its_first_frame():
     expected = np.full((4, 5, 3), [255, 0, 0])
     for decode in (transforms.read_image, transforms.decode):
         np.testing.assert_array_equal(decode(file.getvalue()), expected)
+
+
+def test_an_animated_webp_is_its_first_frame_or_refused():
+    """TensorFlow decodes those with alpha only, and Pillow all."""
+
+    def animated(mode, alpha, **options):
+        frames = [Image.fromarray(x).convert(mode) for x in (NOISE, NOISE // 2)]
+        if alpha:
+            frames[0].putalpha(alpha)
+        file = io.BytesIO()
+        options |= {"append_images": frames[1:], "duration": 100}
+        frames[0].save(file, "WEBP", save_all=True, **options)
+        return file.getvalue()
+
+    encoded = animated("RGBA", 100, lossless=True, exact=True)
+    np.testing.assert_array_equal(transforms.read_image(encoded), NOISE)
+    np.testing.assert_array_equal(transforms.decode(encoded), NOISE)
+    encoded = animated("RGB", None)
+    assert transforms.read_image(encoded).shape == NOISE.shape
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Animation"):
+        transforms.decode(encoded)
 
 
 def test_16_bits_a_pixel():
@@ -467,7 +492,7 @@ def oriented(kind):
     return files, [np.asarray(ImageOps.exif_transpose(p)) for p in pictures]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_images_are_turned_upright(kind):
     files, expected = oriented(kind)
     assert orientations(*files) == list(range(1, 9))
@@ -663,6 +688,34 @@ def test_pngs():
 
 
 @orders
+def test_webps(order):
+    """Pillow's reader says the same, but of a file that ends too soon."""
+    content = tiff(order, entry(order))
+    plain = encode(NOISE, "WEBP", exif=content)
+    start = plain.index(b"EXIF")
+    length = struct.pack("<I", len(content))
+    marked = struct.pack("<I", len(content) + 6) + b"Exif\0\0"
+    odd = b"XYZ " + struct.pack("<I", 3) + b"abc\0"
+    unflagged = plain[:20] + b"\0" + plain[21:]
+    cases = [
+        (plain, 6),
+        (plain[:start] + odd + plain[start:], 6),
+        (plain[:start] + b"EXIF" + marked + content, 6),
+        (unflagged, 1),
+        (encode(NOISE, "WEBP"), 1),
+    ]
+    for file, expected in cases:
+        # The header counts all bytes behind it.
+        file = file[:4] + struct.pack("<I", len(file) - 8) + file[8:]
+        assert orientations(file) == [expected]
+        info = Image.open(io.BytesIO(file)).info
+        assert exif.read_orientation(info.get("exif", b"")) == expected
+    assert plain[start:] == b"EXIF" + length + content + bytes(len(content) % 2)
+    ends = range(start - 20, start + len(content) + 8)
+    assert orientations(*(plain[:end] for end in ends)) == [1] * len(ends)
+
+
+@orders
 def test_truncated_at_every_byte(order):
     """Nothing is said until the whole segment is there."""
     content = tiff(order, entry(order, tag=0x0100), entry(order))
@@ -706,6 +759,8 @@ def test_hostile_files_end_soon():
         b"\xff\xd8" + b"\xff\xe0\0\2" * 500_000 + end,
         b"\xff\xd8" + b"\xff" * 1_000_000 + end,
         b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0tEXt\0\0\0\0" * 100_000 + b"eXIf",
+        b"RIFF1234WEBPVP8X\n\0\0\0\x08" + bytes(2_000_000),
+        b"RIFF1234WEBPVP8X\xff\xff\xff\xff\x08" + bytes(100),
     ]
     for _ in range(200):
         start = (b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", b"\xff\xd8")

@@ -9,9 +9,14 @@ import math
 import os
 import pathlib
 import re
+import socket
+import stat
 import subprocess
 import sys
 import threading
+import time
+import traceback
+import urllib.request
 
 import keras
 import numpy as np
@@ -475,9 +480,19 @@ def test_export_opens_in_torch_and_here(tmp_path):
     folded = keras_resnext.fold_batch_norm(source)
     with pytest.raises(ValueError, match="has no conv1_bn"):
         keras_resnext.export_weights(folded, tmp_path / "f.safetensors")
-    other = tmp_path / "other"
-    other.touch()
-    assert path.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX'")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_exported_weights_have_the_mode_of_any_new_file(umask, mode, tmp_path):
+    """safetensors itself writes files that only their owner may read."""
+    before = os.umask(umask)
+    try:
+        keras_resnext.export_weights(tiny(), tmp_path / "mine.safetensors")
+    finally:
+        os.umask(before)
+    found = (tmp_path / "mine.safetensors").stat().st_mode
+    assert stat.S_IMODE(found) == mode
 
 
 @pytest.mark.parametrize("change", ["lora", "int8"])
@@ -864,6 +879,110 @@ def test_the_hub_not_there(server):
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
     with pytest.raises(ConnectionError, match="not in the cache and cannot"):
         hub.fetch(record)
+
+
+@pytest.fixture
+def closed():
+    """An address whose port refuses connections."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        yield f"127.0.0.1:{free.getsockname()[1]}"
+
+
+WAYS_ON = {
+    "imagenet": ("HF_ENDPOINT", "HF_HOME"),
+    "imagenet1k_v1": ("KERAS_RESNEXT_MIRROR", "TORCH_HOME"),
+    "keras": ("KERAS_RESNEXT_MIRROR", "KERAS_HOME"),
+}
+
+
+@pytest.mark.parametrize("tag", WAYS_ON)
+def test_no_network_is_one_line_within_five_seconds(
+    tag, server, closed, monkeypatch, capfd
+):
+    """It says the ways on, and nothing else is said."""
+    mirror, cache = WAYS_ON[tag]
+    monkeypatch.setenv(mirror, f"http://{closed}")
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError) as caught:
+        keras_resnext.ResNeXt50(weights=tag)
+    assert time.perf_counter() - start < 5
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"({closed}: Connection refused)" in message
+    for way in ("weights=None", 'weights="path/to/file"', mirror, cache):
+        assert way in message
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("hanging", ["getaddrinfo", "create_connection"])
+@pytest.mark.parametrize("tag", WAYS_ON)
+def test_no_answer_is_an_error_within_five_seconds(
+    tag, hanging, server, monkeypatch
+):
+    """From name servers and from what is behind a firewall."""
+    over = threading.Event()
+
+    def hang(*_, **__):
+        over.wait(60)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, hanging, hang)
+    # Four of the five seconds; one is for everything else.
+    assert hub.CONNECT_S == 4
+    monkeypatch.setattr(hub, "CONNECT_S", 0.2)
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="no answer within 0.2 s"):
+        hub.fetch(keras_resnext.get_weights("resnext50", tag))
+    assert time.perf_counter() - start < 0.2 + 1
+    over.set()
+
+
+def test_what_is_cached_needs_no_network(server, closed, monkeypatch):
+    _, tensors = tiny_tensors()
+    record = keras_resnext.get_weights("resnext50", "a1_in1k")
+    path = server.folder / record.address / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    write(path, tensors)
+    found = hub.fetch(record)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{closed}")
+    start = time.perf_counter()
+    assert hub.fetch(record) == found
+    assert time.perf_counter() - start < 5
+    # Whoever is offline on purpose is not even asked to connect.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "create_connection", None)
+    assert hub.fetch(record) == found
+    other = keras_resnext.get_weights("resnext50", "a2_in1k")
+    with pytest.raises(ConnectionError, match="weights=None"):
+        hub.fetch(other)
+
+
+def test_a_proxy_is_connected_to_instead(server, plain, closed, monkeypatch):
+    record, path = plain
+    # urllib keeps the proxies of the first request.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    monkeypatch.setenv("http_proxy", f"http://{closed}")
+    with pytest.raises(ConnectionError, match=f"{closed}: Connection refused"):
+        hub.fetch(record)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
+
+
+def test_a_slow_mirror_is_waited_for(server, plain, monkeypatch):
+    """Only connecting has a limit."""
+    record, path = plain
+    monkeypatch.setattr(hub, "CONNECT_S", 0.5)
+    answer = server.answer
+
+    def late(*arguments, **options):
+        time.sleep(1)
+        answer(*arguments, **options)
+
+    server.answer = late
+    assert hub.fetch(record).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.skipif(

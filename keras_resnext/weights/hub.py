@@ -16,6 +16,8 @@ import http.client
 import os
 import pathlib
 import re
+import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,10 +25,14 @@ import urllib.request
 from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.files import staged
+from keras_resnext.quiet import quiet
 from keras_resnext.weights.registry import WeightsRecord
 
 ATTEMPTS = 3
 TIMEOUT_S = 30
+# To connect, whatever is slow: looking up the name, or each address in turn.
+CONNECT_S = 4
+_HUB = "https://huggingface.co"
 _CHUNK = 1 << 20
 
 
@@ -47,7 +53,8 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
         next to it.
 
     Raises:
-        ConnectionError: if the download fails. The next call resumes it.
+        ConnectionError: if the download fails; within five seconds where
+            there is no network. The next call resumes it.
         ValueError: if the file is not the published one. It is deleted.
         OSError: if the cache is not writable.
 
@@ -64,7 +71,7 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     name = address.rpartition("/")[2]
     path = _cache_folder(record.source) / name
     kind = "md5" if record.md5 else "sha256"
-    _download(address, path, kind, record.md5 or record.sha256)
+    _download(record, address, path, kind)
     return path
 
 
@@ -81,23 +88,27 @@ def _fetch_from_hub(record):
     require(
         "huggingface_hub", extra="weights", purpose=f"Fetching {record.name}"
     )
+    from huggingface_hub import constants
     from huggingface_hub import hf_hub_download
 
+    # The client reads the variable only when it is imported.
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or _HUB
+    problem = None
+    if not constants.HF_HUB_OFFLINE:
+        problem = _connection_problem(endpoint)
     try:
-        path = hf_hub_download(
-            record.address,
-            "model.safetensors",
-            revision=record.revision,
-            # The client reads the variable only when it is imported.
-            endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
-        )
+        with quiet("huggingface_hub"):  # it announces each attempt
+            path = hf_hub_download(
+                record.address,
+                "model.safetensors",
+                revision=record.revision,
+                endpoint=endpoint,
+                local_files_only=bool(problem),
+            )
     except Exception as error:  # its own, and its HTTP client's
         if isinstance(error, OSError) and error.errno:
             raise  # the cache is not writable
-        raise ConnectionError(
-            f"{record.name} is not in the cache and cannot be downloaded from "
-            f"{record.address}: {first_line(error)}"
-        ) from error
+        raise _no_download(record, problem or _cause(error)) from None
     path = pathlib.Path(path)
     # The Hub names large files by their SHA-256. Without links, or from a
     # mirror, the first download is the reference.
@@ -108,6 +119,51 @@ def _fetch_from_hub(record):
         _check_opens(path)
         _check_first(path, path.parents[2] / f"{path.parent.name}.sha256")
     return path
+
+
+def _cause(error):
+    """What the server or the client said first, in one line."""
+    return first_line(error.__cause__ or error)
+
+
+def _connection_problem(address):
+    """Why a server cannot be connected to; `None` if it can."""
+    url = urllib.parse.urlsplit(address)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(url.hostname):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = url.port or (80 if url.scheme == "http" else 443)
+    problems = [f"no answer within {CONNECT_S} s"]
+
+    def connect():
+        try:
+            socket.create_connection((url.hostname, port), CONNECT_S).close()
+            problems.append(None)
+        except OSError as error:
+            problems.append(error.strerror or first_line(error))
+
+    # A name server that does not answer cannot be given a time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_S)
+    problem = problems[-1]
+    return problem and f"{url.hostname}:{port}: {problem}"
+
+
+def _no_download(record, problem):
+    """The error about a file that is neither here nor can be fetched."""
+    mirror, cache = {
+        "huggingface": ("HF_ENDPOINT", "HF_HOME"),
+        "torchvision": ("KERAS_RESNEXT_MIRROR", "TORCH_HOME"),
+        "keras-applications": ("KERAS_RESNEXT_MIRROR", "KERAS_HOME"),
+    }[record.source]
+    return ConnectionError(
+        f"{record.name} is not in the cache and cannot be downloaded from "
+        f"{record.address} ({problem}). Use weights=None for random weights, "
+        'weights="path/to/file" for a file, or set '
+        f"{mirror} to a mirror or {cache} to a filled cache."
+    )
 
 
 def _check_opens(path):
@@ -174,8 +230,9 @@ def _hash(path, kind):
         return hashlib.file_digest(file, kind).hexdigest()
 
 
-def _download(address, path, kind, expected):
+def _download(record, address, path, kind):
     """Download to a temporary path, check the hash, then rename."""
+    expected = record.md5 or record.sha256
     if path.is_file():
         _check_hash(path, kind, expected, [path])
         return
@@ -188,6 +245,8 @@ def _download(address, path, kind, expected):
     with FileLock(path.with_name(path.name + ".lock")):
         if path.is_file():
             return
+        if problem := _connection_problem(address):
+            raise _no_download(record, problem)
         for attempt in range(ATTEMPTS):
             try:
                 _resume(address, partial)
@@ -202,9 +261,7 @@ def _download(address, path, kind, expected):
                     partial.unlink(missing_ok=True)
                     raise
                 if final or (status and status < 500):
-                    raise ConnectionError(
-                        f"{address} cannot be downloaded: {first_line(error)}"
-                    ) from error
+                    raise _no_download(record, first_line(error)) from None
         _check_hash(partial, kind, expected, [partial])
         partial.replace(path)
 

@@ -187,6 +187,37 @@ def _readable(record):
     return record
 
 
+def fetch_source(source: pathlib.Path | WeightsRecord) -> pathlib.Path:
+    """The file or run that `find_source` found, downloaded if it must be.
+
+    A warning says so if the licence excludes commercial use.
+
+    Args:
+        source: A path, or a record.
+
+    Returns:
+        An existing path.
+
+    Raises:
+        ConnectionError: if a published file cannot be downloaded.
+
+    Example:
+
+    >>> fetch_source(find_source("imagenet", "resnext50_32x4d")).name
+    'model.safetensors'
+    """
+    if not isinstance(source, WeightsRecord):
+        return source
+    path = fetch(source)
+    if not source.commercial:
+        _log.warning(
+            "%s is licensed for non-commercial use only (%s).",
+            source.name,
+            source.license,
+        )
+    return path
+
+
 def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
     """Load published or saved weights into a model of the builders.
 
@@ -221,15 +252,7 @@ def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
     source = find_source(
         source, convert.infer_architecture(shapes), CLASSIFIER in shapes
     )
-    path = source
-    if isinstance(source, WeightsRecord):
-        path = fetch(source)
-        if not source.commercial:
-            _log.warning(
-                "%s is licensed for non-commercial use only (%s).",
-                source.name,
-                source.license,
-            )
+    path = fetch_source(source)
     dtypes = {x.variable_dtype for x in ours}
     weights = _fitting(read(path), shapes, path, dtypes)
     cut = split_paths(weights, [x.name for x in ours])
