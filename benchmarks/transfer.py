@@ -24,7 +24,7 @@ PACKAGES = {
 }
 SIZES = (10, 50, 200)  # training images a class
 MOST = max(SIZES)
-IMAGE_SIZE = 24
+IMAGE_SIZE = 16
 MODEL = "resnext11_8x4d"
 # Those with more than 200 emoji; the last is two small ones together.
 _CLASSES = {
@@ -160,7 +160,7 @@ def run_transfer(
             model=MODEL,
             image_size=IMAGE_SIZE,
             epochs=15,
-            crop_padding=2,
+            crop_padding=1,
             flip=True,
         ),
         runs / "google",

@@ -149,7 +149,12 @@ def open_data(model, dataset, data_dir):
             f"`dataset` must be given, because {model} is not the folder of a "
             "run."
         )
-    return open_dataset(dataset or run.recipe.dataset, data_dir)
+    own = run is not None and dataset is None
+    return open_dataset(
+        run.recipe.dataset if own else dataset,
+        data_dir,
+        split_file=run.split_file if own else None,
+    )
 
 
 def print_bad_images(names):

@@ -157,6 +157,8 @@ def _extended(workdir, epochs, restart_schedule):
 def _print_start(plan, data):
     """The recipe, and what is odd about the data."""
     console.print(plan)
+    for line in data.check():
+        console.print(line, markup=False, highlight=False)
 
 
 def _print_result(run):

@@ -175,8 +175,17 @@ def plan_finetuning(
             about_weights,
             *about_schedule,
             about_augmentation,
+            *_shortened(data.check()),
         ),
     )
+
+
+def _shortened(problems):
+    """The first problems of the data, in three lines at most."""
+    if len(problems) <= 3:
+        return problems
+    rest = len(problems) - 2
+    return [*problems[:2], f"{rest} more problems: see `ImageData.check`."]
 
 
 def _check_fields(fields):

@@ -72,7 +72,7 @@ class Recipe:
 
     The defaults train a small CIFAR-style ResNeXt on handwritten digits in
     one to two minutes on two CPU cores. `RECIPES` has others, by name, and
-    `finetune_recipe` makes one for a folder of photographs.
+    `plan_finetuning` makes one for a folder of photographs.
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
