@@ -184,15 +184,24 @@ def transfer(
     """
     from benchmarks.transfer import draw_transfer
     from benchmarks.transfer import prepare
+    from benchmarks.transfer import run_imbalance
     from benchmarks.transfer import run_transfer
 
     images = runs / "images"
     prepare(images)
     tested = len(list((images / "twitter" / "test").rglob("*.png")))
     records = run_transfer(images, runs, seeds=seeds, log=console.print)
+    imbalance = run_imbalance(images, runs, seeds=seeds, log=console.print)
     folder = folder or report.FOLDER
-    about = {"about": machine.describe(), "tested": tested}
-    _write(folder / "transfer.json", {**about, "records": records})
+    _write(
+        folder / "transfer.json",
+        {
+            "about": machine.describe(),
+            "tested": tested,
+            "records": records,
+            "imbalance": imbalance,
+        },
+    )
     draw_transfer(records, tested, folder / "transfer.svg")
 
 

@@ -37,6 +37,7 @@ _CLASSES = {
     "Food & Drink": "nature",
 }
 _MOST_TESTED = 60  # images a class
+IMBALANCED = {"flags": 90, "people": 60, "objects": 40, "symbols": 12}
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -107,30 +108,38 @@ def _copy(folder, vendor, name, place):
         Image.alpha_composite(white, picture).convert("RGB").save(target)
 
 
-def sample(folder: pathlib.Path, count: int, seed: int) -> pathlib.Path:
+def sample(
+    folder: pathlib.Path, counts: int | dict[str, int], seed: int
+) -> pathlib.Path:
     """A data set of some of Twitter's images, drawn anew for each seed.
 
     Args:
         folder: What `prepare` wrote.
-        count: Training images a class.
+        counts: Training images a class; or of some classes, by name, which
+            are then the only ones.
         seed: Seed of the choice.
 
     Returns:
         A folder with the splits train and test.
     """
-    target = folder / f"twitter_{count}_{seed}"
-    if not target.exists():
-        rng = np.random.default_rng(seed)
-        beside = folder / f"{target.name}.partial"
-        shutil.copytree(
-            folder / "twitter" / "test", beside / "test", dirs_exist_ok=True
-        )
-        for place in sorted((folder / "twitter" / "train").iterdir()):
-            names = sorted(path.name for path in place.iterdir())
-            (beside / "train" / place.name).mkdir(parents=True, exist_ok=True)
-            for name in rng.permutation(names)[:count]:
-                shutil.copy(place / name, beside / "train" / place.name / name)
-        beside.rename(target)
+    source = folder / "twitter"
+    if isinstance(counts, int):
+        counts = dict.fromkeys(sorted(set(_CLASSES.values())), counts)
+    numbers = "_".join(map(str, dict.fromkeys(counts.values())))
+    target = folder / f"twitter_{numbers}_{seed}"
+    if target.exists():
+        return target
+    rng = np.random.default_rng(seed)
+    beside = folder / f"{target.name}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    for label, count in counts.items():
+        shutil.copytree(source / "test" / label, beside / "test" / label)
+        place = beside / "train" / label
+        place.mkdir(parents=True)
+        names = sorted(p.name for p in (source / "train" / label).iterdir())
+        for name in rng.permutation(names)[:count]:
+            shutil.copy(source / "train" / label / name, place / name)
+    beside.rename(target)
     return target
 
 
@@ -203,6 +212,58 @@ def run_transfer(
                 )
                 keras.backend.clear_session()
                 log(f"{count} a class, seed {seed}, {kind}: {accuracy:.4f}")
+    return records
+
+
+def run_imbalance(
+    folder: pathlib.Path, runs: pathlib.Path, *, seeds: int = 3, log=print
+) -> list[dict]:
+    """Fine-tune on classes of 90 to 12 images, weighted and not.
+
+    Args:
+        folder: What `prepare` wrote.
+        runs: Folder of the runs, with that of `run_transfer`.
+        seeds: Runs of each kind.
+        log: Called with a line for each run.
+
+    Returns:
+        A record for each run: accuracy, and recall of each class.
+    """
+    from keras_resnext.classifier import Classifier  # before Keras
+    from keras_resnext.training import evaluate
+    from keras_resnext.training import finetune
+
+    import keras  # isort: skip
+
+    records = []
+    for seed in range(seeds):
+        data = sample(folder, IMBALANCED, seed)
+        for class_weight in ("balanced", "none"):
+            run = finetune(
+                data,
+                runs / f"imbalance_{class_weight}_{seed}",
+                weights=runs / "google",
+                seed=seed,
+                class_weight=class_weight,
+                early_stopping_patience=0,
+            )
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            result = evaluate(Classifier.load(run.path), data)
+            right = result.labels == result.predictions
+            recall = {
+                label: float(right[result.labels == i].mean())
+                for i, label in enumerate(result.class_names)
+            }
+            records.append(
+                {
+                    "class_weight": class_weight,
+                    "seed": seed,
+                    "accuracy": result.accuracy,
+                    "recall": recall,
+                }
+            )
+            keras.backend.clear_session()
+            log(f"{class_weight}, seed {seed}: {result.accuracy:.4f}, {recall}")
     return records
 
 
