@@ -35,7 +35,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
 th, td { padding: .25rem .6rem; text-align: right;
   border-bottom: 1px solid var(--line); }
-thead th { position: sticky; top: 0; background: var(--soft); }
+thead th { position: sticky; top: 0; background: var(--soft);
+  overflow-wrap: normal; }
 th.name { text-align: left; min-width: 8rem; font-weight: normal; }
 thead th.name { font-weight: bold; }
 summary { cursor: pointer; padding: .4rem 0; }
