@@ -1,5 +1,6 @@
 """Classifiers: what is loaded, saved and predicted, beside the bare model."""
 
+import io
 import json
 import zipfile
 
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 
 import keras_resnext
+from keras_resnext import imagenet
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
 from keras_resnext.classifier import list_images
 from keras_resnext.transforms import EvalTransform
+from tests.conftest import randomize
 
 LABELS = [f"class {i}" for i in range(10)]
 
@@ -161,6 +164,75 @@ def test_what_cannot_be_loaded(classifier, tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(ValueError, match="must be a finished run"):
         Classifier.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def thousand():
+    keras.utils.set_random_seed(0)
+    return randomize(
+        keras_resnext.ResNeXt(
+            (1, 1, 1), 4, 4, stem="cifar", input_shape=(32, 32, 3)
+        )
+    )
+
+
+def test_a_thousand_classes_are_imagenets(thousand, classifier, tmp_path):
+    """In a file where nothing says otherwise."""
+    thousand.save(tmp_path / "plain.keras")
+    assert Classifier.load(tmp_path / "plain.keras").labels == imagenet.labels()
+    own = [f"own {i}" for i in range(1000)]
+    Classifier(thousand, own).save(tmp_path / "own.keras")
+    assert Classifier.load(tmp_path / "own.keras").labels == own
+    Classifier(classifier.model).save(tmp_path / "ten.keras")
+    assert Classifier.load(tmp_path / "ten.keras").labels is None
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_a_file_of_weights(classes, pictures, thousand, tmp_path):
+    """The file has the number of classes; the transform is the default."""
+    model = thousand
+    if classes != 1000:
+        model = keras_resnext.ResNeXt(
+            (1, 1, 1), 4, 4, stem="cifar", classes=classes
+        )
+        randomize(model)
+    path = tmp_path / "my.safetensors"
+    keras_resnext.export_weights(model, path)
+    loaded = Classifier.load("resnext11_4x4d", path)
+    assert loaded.transform == EvalTransform.from_crop_pct(32)
+    assert loaded.labels == (imagenet.labels() if classes == 1000 else None)
+    inputs = np.stack([loaded.transform(x) for x in pictures])
+    np.testing.assert_allclose(
+        stacked(loaded.predict(pictures)),
+        model.predict(inputs, verbose=0),
+        atol=1e-6,
+    )
+
+
+def test_a_file_of_weights_without_classes(tmp_path):
+    model = keras_resnext.ResNeXt(
+        (1, 1, 1), 4, 4, stem="cifar", include_top=False
+    )
+    keras_resnext.export_weights(model, tmp_path / "my.safetensors")
+    with pytest.raises(ValueError, match="`weights` must have a classifier"):
+        Classifier.load("resnext11_4x4d", str(tmp_path / "my.safetensors"))
+
+
+def test_file_objects(classifier, folder):
+    path = list_images(folder)[0]
+    unnamed = io.BytesIO(path.read_bytes())
+    with path.open("rb") as file:
+        named, other = classifier.predict([file, unnamed])
+    assert (named.name, other.name) == (str(path), "1")
+    (alone,) = classifier.predict(path)
+    for found in (named, other):
+        np.testing.assert_allclose(
+            found.probabilities, alone.probabilities, atol=1e-6
+        )
+    bad = io.BytesIO(b"no picture")
+    bad.name = "-"
+    (found,) = classifier.predict([bad], on_bad_image="skip")
+    assert found.error == "`source` must be an image file; -: unknown format."
 
 
 def test_parts_must_fit(small_model, pictures, tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -194,6 +195,83 @@ def test_predict_goes_on_after_a_bad_image(digits_run, run_cli, scans):
             )
 
 
+def test_predict_reads_standard_input(digits_run, run_cli, scans, monkeypatch):
+    """Beside files, which it answers too if the bytes are no picture."""
+    _, labels = scans
+    first, second = sorted(labels)[:2]
+    arguments = ("predict", digits_run, "-", second, "--json")
+
+    def run(content):
+        stdin = io.TextIOWrapper(io.BytesIO(content))
+        monkeypatch.setattr("sys.stdin", stdin)
+        status, output, error = run_cli(*arguments)
+        return status, json.loads(output), error
+
+    with open(first, "rb") as file:
+        status, (piped, beside), _ = run(file.read())
+    _, output, _ = run_cli("predict", digits_run, first, second, "--json")
+    assert status == 0
+    assert (piped["image"], beside["image"]) == ("-", second)
+    assert [piped["classes"], beside["classes"]] == [
+        record["classes"] for record in json.loads(output)
+    ]
+    status, (piped, again), error = run(b"no picture")
+    assert status == 1
+    assert "must be an image file; -: unknown" in piped["error"]
+    assert "-: unknown" in error
+    assert again["classes"][0]["label"] == beside["classes"][0]["label"]
+
+
+@pytest.fixture
+def brightness(tmp_path):
+    """A Keras model of pixels that knows dark from bright, in two files."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    outputs = keras.layers.Dense(2, activation="softmax", name="is")(x)
+    outer = keras.Input((8, 8, 3))
+    # Above and below half of 255.
+    head = keras.Model(inputs, outputs)
+    head.get_layer("is").set_weights(
+        [np.float32([[-3, 3]] * 3), np.float32([4.5, -4.5])]
+    )
+    scaled = head(keras.layers.Rescaling(1 / 255)(outer))
+    keras.Model(outer, scaled).save(tmp_path / "own.keras")
+    head.save(tmp_path / "bare.keras")
+    for name, grey in (("dark", 100), ("bright", 160)):
+        Image.new("L", (20, 9), grey).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def test_predict_normalises_as_the_model_says(brightness, run_cli):
+    images = [brightness / "dark.png", brightness / "bright.png"]
+
+    def run(name, *options):
+        model = brightness / f"{name}.keras"
+        return run_cli("predict", model, *images, "--top", 1, *options)
+
+    status, output, _ = run("own")
+    assert status == 0
+    levels = np.float64([100, 160]) / 255
+    answers = re.findall(r"│ (\d) +│ +([\d.]+) │", output)
+    assert [label for label, _ in answers] == ["0", "1"]
+    for (_, probability), level in zip(answers, levels, strict=True):
+        logit = abs(2 * (9 * level - 4.5))
+        wanted = 1 / (1 + np.exp(-logit))
+        assert float(probability) == pytest.approx(wanted, abs=2e-4)
+    assert "Input: RGB pixels, 8x8; the model normalizes them itself." in output
+    status, _, error = run("own", "--preprocessing", "imagenet")
+    assert status == 1
+    assert "they would be normalised twice" in error
+    status, _, error = run("bare")
+    assert status == 1
+    assert "the layers of" in error
+    status, output, _ = run("bare", "--preprocessing", "none")
+    assert status == 0
+    assert "Input: RGB pixels, 8x8, not normalized." in output
+    status, output, _ = run("bare", "--preprocessing", "imagenet")
+    assert "Input: RGB pixels, 8x8, normalized (imagenet)." in output
+
+
 def test_version_and_completion(run_cli):
     status, output, _ = run_cli("--version")
     assert (status, output) == (
@@ -271,6 +349,7 @@ def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
     )
     assert status == 0
     assert "8 images" in output
+    assert "Input: RGB pixels in [0, 255]; normalization (imagenet)" in output
     assert {p.name for p in tmp_path.iterdir()} == {
         *("model.onnx", "report.json", "report.png")
     }

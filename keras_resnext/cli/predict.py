@@ -87,8 +87,7 @@ def predict(
     elif as_csv:
         _print_csv(predictions, top)
     else:
-        _print_table(predictions, top)
-        console.print(f"Input: {escape(classifier.input_description)}.")
+        _print_table(predictions, top, classifier.input_description)
     if any(prediction.error for prediction in predictions):
         raise typer.Exit(1)
 
@@ -125,8 +124,8 @@ def _print_csv(predictions, top):
             )
 
 
-def _print_table(predictions, top):
-    """Classes below each other, images in sections."""
+def _print_table(predictions, top, taken):
+    """Classes below each other, images in sections; what the model took."""
     rows = table("image", "class", "probability")
     rows.columns[1].justify = "left"
     for prediction in predictions:
@@ -139,3 +138,4 @@ def _print_table(predictions, top):
         rows.add_section()
     if rows.row_count:
         console.print(rows)
+        console.print(f"Input: {escape(taken)}.")
