@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import wrapt
 
 from keras_resnext.cpu import turn_on_onednn
+from keras_resnext.quiet import limit_tensorflow_log
 
 if TYPE_CHECKING:
     from keras_resnext import export as export
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-turn_on_onednn()  # here, because TensorFlow asks when it is imported
+# Here, because TensorFlow asks when it is imported.
+turn_on_onednn()
+limit_tensorflow_log("1")
 
 _HOME = {
     "ResNet50": "variants",

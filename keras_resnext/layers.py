@@ -8,6 +8,7 @@ import keras
 from keras_resnext.cpu import instruction_sets
 from keras_resnext.cpu import warn_without_onednn
 from keras_resnext.private import onednn_is_on
+from keras_resnext.quiet import hidden_stderr
 
 IMPLEMENTATIONS = ("native", "split")
 POINTWISE_IMPLEMENTATIONS = ("product", "convolution")
@@ -344,26 +345,28 @@ def _supported(dtype):
         inputs = outputs = tf.ones((1, 3, 3, 4), dtype)
         kernel = tf.ones((3, 3, 2, 4), dtype)
         how = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-        try:
-            tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=inputs.shape,
-                filter=kernel,
-                out_backprop=outputs,
-                **how,
-            )
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=inputs,
-                filter_sizes=kernel.shape,
-                out_backprop=outputs,
-                **how,
-            )
-        except (
-            tf.errors.InvalidArgumentError,
-            tf.errors.UnimplementedError,
-        ):
-            warn_without_onednn()
-            return "split"
-    return "native"
+        with hidden_stderr():  # TensorFlow warns of what is tried here
+            try:
+                tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=inputs.shape,
+                    filter=kernel,
+                    out_backprop=outputs,
+                    **how,
+                )
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=inputs,
+                    filter_sizes=kernel.shape,
+                    out_backprop=outputs,
+                    **how,
+                )
+                return "native"
+            except (
+                tf.errors.InvalidArgumentError,
+                tf.errors.UnimplementedError,
+            ):
+                pass
+    warn_without_onednn()
+    return "split"
 
 
 def _native_conv2d(inputs, kernel, *, groups, strides, padding, dilations):

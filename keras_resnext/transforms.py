@@ -37,6 +37,10 @@ _WEBP_WITH_ALPHA = (
     r"(VP8X\C{4}[\x10-\x1f\x30-\x3f]|VP8L\C{4}/\C{3}[\x10-\x1f])\C*"
 )
 
+# A BMP file of one byte a pixel, not compressed. TensorFlow returns the bytes,
+# whatever colours its palette gives them.
+_BMP_WITH_PALETTE = r"BM\C{26}\x08\x00\x00{4}\C*"
+
 # TensorFlow's names of Pillow's filters; "keyscubic" has the same a = -0.5.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
@@ -432,7 +436,7 @@ def decode(encoded):
     Args:
         encoded: String tensor, scalar: a JPEG, PNG, GIF (the first frame),
             BMP or WebP file. TensorFlow decodes no WebP animations without
-            alpha, and takes the colours of a BMP's palette for greys.
+            alpha.
 
     Returns:
         uint8 tensor `(height, width, 3)` of RGB.
@@ -461,14 +465,41 @@ def _decode_other(encoded):
     """Decode an image that is no JPEG, without its alpha."""
     import tensorflow as tf
 
-    start = tf.strings.substr(encoded, 0, 32)
-    return tf.cond(
-        tf.strings.regex_full_match(start, _WEBP_WITH_ALPHA),
-        lambda: tf.io.decode_image(encoded, 4, expand_animations=False)[
-            ..., :3
+    def decoded(channels):
+        return tf.io.decode_image(encoded, channels, expand_animations=False)
+
+    def starts_as(pattern):
+        start = tf.strings.substr(encoded, 0, 64)
+        return tf.strings.regex_full_match(start, pattern)
+
+    return tf.case(
+        [
+            (starts_as(_WEBP_WITH_ALPHA), lambda: decoded(4)[..., :3]),
+            (
+                starts_as(_BMP_WITH_PALETTE),
+                lambda: tf.gather(
+                    _bmp_palette(encoded), tf.cast(decoded(3)[..., 0], tf.int32)
+                ),
+            ),
         ],
-        lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+        default=lambda: decoded(3),
     )
+
+
+def _bmp_palette(encoded):
+    """The colours of a BMP file's palette, RGB `(colours, 3)`."""
+    import tensorflow as tf
+
+    header = tf.io.decode_raw(tf.strings.substr(encoded, 0, 18), tf.int16)
+    # Between the header, whose size is at byte 14, and the pixels, which
+    # begin where bytes 10 to 13 say.
+    start, stop = (
+        14 + tf.cast(header[7], tf.int32),
+        tf.cast(header[5], tf.int32),
+    )
+    palette = tf.strings.substr(encoded, start, stop - start)
+    colors = tf.reshape(tf.io.decode_raw(palette, tf.uint8), (-1, 4))
+    return colors[:, 2::-1]  # stored as BGR and a filler
 
 
 def _positive_integer(name, value):

@@ -3,10 +3,11 @@
 import os
 import tempfile
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 # Before Keras, as users are told, so that TensorFlow uses oneDNN.
 import keras_resnext
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Data sets are prepared anew, and the user's own are left alone. TFDS reads
 # this when it is imported.
 _data_sets = tempfile.TemporaryDirectory(prefix="tfds-")

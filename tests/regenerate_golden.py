@@ -1,10 +1,14 @@
-"""Freeze the layers of the models: `make golden` rewrites `tests/golden`."""
+"""Freeze the layers of the models, and what the named ones cost.
+
+`make golden` rewrites `tests/golden` and `keras_resnext/model_costs.json`.
+"""
 
 import functools
 import json
 from pathlib import Path
 
 import keras_resnext
+from keras_resnext import catalog
 from keras_resnext.blocks import TRANSFORMS
 from keras_resnext.variants import build
 from keras_resnext.variants import list_models
@@ -37,13 +41,30 @@ def layer_specs(model):
     ]
 
 
+def cost(model):
+    """What `catalog.ModelCost` holds, but for the name."""
+    count = keras_resnext.count_complexity(model)
+    return {
+        "image_size": model.input_shape[1],
+        "parameters": count.params,
+        "multiply_adds": count.multiply_adds,
+        "values": model.count_params(),
+    }
+
+
 def main():
-    """Write one file a variant, a line a layer."""
+    """Write one file a variant, a line a layer, and a line a named model."""
     for path in GOLDEN.glob("*.json"):
         path.unlink()
+    costs = []
     for name, make in VARIANTS.items():
-        lines = ",\n".join(json.dumps(layer) for layer in layer_specs(make()))
+        model = make()
+        lines = ",\n".join(json.dumps(layer) for layer in layer_specs(model))
         (GOLDEN / f"{name}.json").write_text(f"[\n{lines}\n]\n")
+        if name in list_models():
+            costs.append(f'"{name}": {json.dumps(cost(model))}')
+    lines = ",\n".join(costs)
+    catalog.FILE.write_text(f"{{\n{lines}\n}}\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from keras_resnext import paper
 from keras_resnext.layers import conv_implementation
 from keras_resnext.layers import pointwise_implementation
 from keras_resnext.training import Recipe
+from keras_resnext.variants import list_models
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +68,23 @@ finally:
 def test_list_and_summary(run_cli):
     status, output, _ = run_cli("list")
     assert status == 0
-    assert output.split()[:2] == ["resnext50", "resnext101"]
+    rows = [line.replace("│", " ").split() for line in output.splitlines()]
+    names = [row[0] for row in rows if row and row[0] in list_models()]
+    assert names == list_models()
+    first = "resnext50 25.03 M 4.23 G 100 a1h_in1k 82.02"
+    assert first.split() in rows
+    assert ["resnext101_32x16d", "194.03", "M", "36.16", "G", "777"] in rows
+    status, output, _ = run_cli("list", "101_32X")
+    assert status == 0
+    assert output.count("resnext101_32x") == 4
+    assert "resnext50 " not in output
     status, output, _ = run_cli("summary", "resnext50")
     assert status == 0
     rows = [line.replace("│", " ").split() for line in output.splitlines()]
     assert ["conv5", "7x7x2048", "14,544,896", "865,435,648", "852,992"] in rows
     assert ["total", "25,028,904", "4,230,479,872", "14,400,512"] in rows
+    assert "100.4 MB in float32" in output
+    assert "a1h_in1k (apache-2.0), top-1 82.02 %" in output
 
 
 def test_list_devices(run_cli):
@@ -401,6 +413,8 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("list resnet5O", "`name` must be a part of a model's name"),
+        ("list resnet50 --devices", "`list` takes one of --weights"),
         ("summary resnet50x", "`model` must be one of resnext50"),
         ("summary resnext50 --form c", "`form` must be one of 'grouped'"),
         ("train --workdir {new} --model x", "`model` must be one of"),

@@ -44,7 +44,7 @@ _MISTAKES = {
     "None or resnext11_1x4d",
     f"{_FINETUNE} --weights {{0}}/run --batch-size 99": "`batch_size` must be "
     "at most the number of training images, 18; got 99",
-    f"{_FINETUNE} --weights {{0}}/run --flip maybe": "unexpected extra argument",
+    f"{_FINETUNE} --weights {{0}}/run --flip maybe": "unexpected extra",
     "train --workdir {0}/new --recipe digit": "Did you mean digits",
     "train --workdir {0}/new --dataset cifar_10": "Did you mean cifar10",
     "train --workdir {0}/new epoch=3": "got 'epoch=3'. Did you mean epochs",

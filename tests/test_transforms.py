@@ -394,7 +394,7 @@ JPEG_OPTIONS = [
     [
         *((mode, "JPEG", o) for mode in ("RGB", "L") for o in JPEG_OPTIONS),
         *((mode, "PNG", {}) for mode in ("RGB", "L", "RGBA", "P")),
-        ("RGB", "BMP", {}),
+        *((mode, "BMP", {}) for mode in ("RGB", "L", "P")),
         *((m, "WEBP", {}) for m in ("RGB", "L", "RGBA")),
         *((m, "WEBP", {"lossless": True}) for m in ("RGB", "RGBA")),
     ],

@@ -29,6 +29,7 @@ from keras_resnext.names import join_paths
 from keras_resnext.variants import build
 from keras_resnext.weights import convert
 from keras_resnext.weights import hub
+from keras_resnext.weights import most_accurate_permissive
 from keras_resnext.weights.registry import APACHE
 from keras_resnext.weights.registry import BSD
 from keras_resnext.weights.registry import NON_COMMERCIAL
@@ -323,6 +324,24 @@ def test_imagenet_means_the_best_without_restrictions():
         keras_resnext.ResNeXt50(cardinality=2, base_width=40)
     with pytest.raises(ValueError, match="must be an existing file"):
         keras_resnext.ResNeXt50(weights="absent.pth")
+
+
+def test_the_most_accurate_without_restrictions():
+    for model in {record.model for record in PUBLISHED}:
+        best = most_accurate_permissive(model)
+        records = [
+            record
+            for record in keras_resnext.list_weights(model)
+            if record.license != NON_COMMERCIAL
+        ]
+        assert (best in records) == bool(records)
+        for record in records:
+            assert record.top1 < best.top1 + 0.005
+    assert most_accurate_permissive("resnext50").tag == "a1h_in1k"
+    # torchvision's own file is better by 0.002 %, and needs torch.
+    assert most_accurate_permissive("resnext101_32x8d").tag == "tv2_in1k"
+    assert most_accurate_permissive("resnext101_32x16d") is None
+    assert most_accurate_permissive("resnet50") is None
 
 
 @pytest.mark.integration

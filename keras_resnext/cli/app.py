@@ -18,6 +18,7 @@ from keras_resnext.cli import listing
 from keras_resnext.cli import predict
 from keras_resnext.cli import train
 from keras_resnext.cli.console import print_error
+from keras_resnext.quiet import limit_tensorflow_log
 
 app = typer.Typer(
     help="ResNeXt for Keras 3: fine-tune, train, evaluate, predict, export.",
@@ -63,7 +64,7 @@ def _options(
 def main():
     """Run the command line; a failure is one line and exit status 1."""
     # Errors that matter are exceptions too; oneDNN logs dtypes it passes over.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    limit_tensorflow_log("3")
     try:
         app()
     except Exception as error:

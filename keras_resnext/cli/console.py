@@ -1,9 +1,6 @@
 """What the commands share: output, tables, progress, common arguments."""
 
 import contextlib
-import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +13,8 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
+
+from keras_resnext.quiet import hidden_stderr
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
@@ -173,7 +172,7 @@ def start_tensorflow(strategy=None):
     output is kept, and shown if the import fails.
     """
 
-    def start():
+    with hidden_stderr():
         import tensorflow as tf
 
         if strategy is None:
@@ -182,19 +181,3 @@ def start_tensorflow(strategy=None):
         from keras_resnext.training.strategy import make_strategy
 
         return make_strategy(strategy)
-
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-        return start()
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    with tempfile.TemporaryFile() as greeting:
-        os.dup2(greeting.fileno(), 2)
-        try:
-            return start()
-        except BaseException:
-            greeting.seek(0)
-            os.write(standard_error, greeting.read())
-            raise
-        finally:
-            os.dup2(standard_error, 2)
-            os.close(standard_error)

@@ -13,7 +13,12 @@ from keras_resnext.cli.console import table
 
 def list_names(
     model: Annotated[
-        str | None, typer.Argument(help="Only this model's weights.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Only models with this in their name; with --weights, only "
+            "this model's.",
+        ),
     ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Published weights instead.")
@@ -30,11 +35,11 @@ def list_names(
         ),
     ] = False,
 ):
-    """List the models that have a name."""
-    if (model and not weights) or weights + devices + recipes > 1:
+    """List the models that have a name, and what they cost."""
+    if (model and (devices or recipes)) or weights + devices + recipes > 1:
         raise ValueError(
-            "`list` takes a model with --weights only, and one of --weights, "
-            "--devices and --recipes."
+            "`list` takes one of --weights, --devices and --recipes, and a "
+            "name with none of them or --weights only."
         )
     if weights:
         _print_weights(model)
@@ -44,8 +49,7 @@ def list_names(
         start_tensorflow()
         _print_devices()
     else:
-        start_tensorflow()
-        _print_models()
+        _print_models(model or "")
 
 
 def summary(
@@ -69,17 +73,39 @@ def summary(
     if paper:
         _print_paper()
     else:
-        console.print(_stages(model, form))
+        network = _build(model, form)
+        console.print(_stages(network, form))
+        console.print(_facts(network, model))
 
 
-def _print_models():
-    from keras_resnext.variants import list_models
+def _print_models(part):
+    """The models whose names have this part."""
+    from keras_resnext.catalog import find_costs
+    from keras_resnext.weights import most_accurate_permissive
 
-    for name in list_models():
-        console.print(name)
+    columns = ("parameters", "multiply-\nadds", "MB", "best weights", "top-1")
+    rows = table("model", *columns)
+    rows.columns[4].justify = "left"
+    for column in rows.columns:
+        column.no_wrap = True  # whole names, so that `grep` finds them
+    for cost in find_costs(part):
+        best = most_accurate_permissive(cost.name)
+        rows.add_row(
+            cost.name,
+            f"{cost.parameters / 1e6:.2f} M",
+            f"{cost.multiply_adds / 1e9:.2f} G",
+            f"{cost.size_mb:.0f}",
+            best.tag if best else "",
+            f"{best.top1:.2f}" if best else "",
+        )
+    console.print(rows)
     console.print(
-        "and resnext<depth>_<cardinality>x<base_width>d, such as "
-        "resnext50_16x8d or resnext20_4x16d"
+        "For one image of 224x224 pixels, 32x32 for the networks of 29 layers; "
+        "MB in float32. Best weights are the most accurate "
+        "published ones that allow commercial use, top-1 in percent as "
+        "published; `list --weights` has all. Other names are "
+        "resnext<depth>_<cardinality>x<base_width>d, such as resnext50_16x8d "
+        "or resnext20_4x16d."
     )
 
 
@@ -146,14 +172,32 @@ def _print_devices():
     console.print(f"  float32   {pointwise_implementation()}")
 
 
-def _stages(name, form):
+def _build(name, form):
+    from keras_resnext.variants import build
+
+    return build(name, form=form)
+
+
+def _facts(network, name):
+    """A line on a model's size and the best weights for it."""
+    from keras_resnext.weights import most_accurate_permissive
+
+    best = most_accurate_permissive(name)
+    weights = "none"
+    if best:
+        weights = f"{best.tag} ({best.license}), top-1 {best.top1:.2f} %"
+    return (
+        f"{network.count_params() * 4 / 1e6:.1f} MB in float32. Most accurate "
+        f"published weights that allow commercial use: {weights}."
+    )
+
+
+def _stages(network, form):
     """The table of a model's cost by stage."""
     from keras_resnext.complexity import count_complexity
     from keras_resnext.complexity import total
     from keras_resnext.names import stage_of
-    from keras_resnext.variants import build
 
-    network = build(name, form=form)
     counts = count_complexity(network)
     stages = {}
     for layer, count in counts.by_layer.items():

@@ -119,6 +119,32 @@ def _get_record(model, tag, include_top):
     return (matching or tagged)[0]
 
 
+def most_accurate_permissive(model: str) -> WeightsRecord | None:
+    """The published weights with the best top-1 that allow commercial use.
+
+    Not always those that `"imagenet"` means, see `get_weights`. Of the same
+    accuracy to 0.01 %, those on the Hub, which need no torch.
+
+    Args:
+        model: A network, see `list_weights`.
+
+    Returns:
+        A `WeightsRecord`; `None` if there are none.
+
+    Example:
+
+    >>> most_accurate_permissive("resnext50").tag
+    'a1h_in1k'
+    """
+    name = _notation(model)
+    records = [r for r in PUBLISHED if r.model == name and r.commercial]
+    return max(
+        records,
+        key=lambda r: (round(r.top1, 2), r.source == "huggingface"),
+        default=None,
+    )
+
+
 def find_source(
     source: str | os.PathLike, model: str, include_top: bool = True
 ) -> pathlib.Path | WeightsRecord:
