@@ -35,7 +35,8 @@ def digits_run(tmp_path_factory):
         [
             *(sys.executable, "-m", "keras_resnext", "train"),
             *("--dataset", "digits", "--model", "resnext11_4x4d"),
-            *("--workdir", str(workdir), "epochs=5", "warmup_epochs=1"),
+            *("--workdir", str(workdir), "--epochs", "5", "warmup_epochs=1"),
+            *("--image-size", "8", "--crop-padding", "1"),
         ],
         capture_output=True,
         text=True,
@@ -521,7 +522,6 @@ def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
         ),
         (f"export {digits_run} --format onnx --output {tmp_path}/a", "export"),
         (f"export {digits_run} --output {tmp_path}/a", "export"),
-        (f"train --workdir {tmp_path}/a", "train"),
         (f"evaluate {digits_run}", "train"),
     ):
         status, _, error = run_cli(*arguments.split())

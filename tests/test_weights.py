@@ -1142,7 +1142,7 @@ def test_list_of_weights(run_cli, tmp_path):
         "predict", "resnext50", photo, "--weights", "w.pth"
     )
     assert status == 1
-    assert "got the file 'w.pth'" in error
+    assert "existing file; got 'w.pth'" in error
     status, _, error = run_cli("list", "--weights", "vgg16")
     assert status == 1
     assert "for which weights are published; got 'vgg16'" in error

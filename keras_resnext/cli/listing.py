@@ -5,10 +5,12 @@ import functools
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
+from keras_resnext.extras import suggest
 
 
 def list_names(
@@ -17,14 +19,19 @@ def list_names(
         typer.Argument(
             metavar="NAME",
             help="Only models with this in their name; with --weights, only "
-            "this model's.",
+            "this model's; with --recipes, this recipe.",
         ),
     ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Published weights instead.")
     ] = False,
     recipes: Annotated[
-        bool, typer.Option("--recipes", help="Training recipes instead.")
+        bool,
+        typer.Option(
+            "--recipes",
+            help="Training recipes instead; with a name, all of its fields and "
+            "what they mean.",
+        ),
     ] = False,
     devices: Annotated[
         bool,
@@ -36,15 +43,15 @@ def list_names(
     ] = False,
 ):
     """List the models that have a name, and what they cost."""
-    if (model and (devices or recipes)) or weights + devices + recipes > 1:
+    if (model and devices) or weights + devices + recipes > 1:
         raise ValueError(
-            "`list` takes one of --weights, --devices and --recipes, and a "
-            "name with none of them or --weights only."
+            "`list` takes one of --weights, --devices and --recipes, and no "
+            "name with --devices."
         )
     if weights:
         _print_weights(model)
     elif recipes:
-        _print_recipes()
+        _print_recipe(model) if model else _print_recipes()
     elif devices:
         start_tensorflow()
         _print_devices()
@@ -130,6 +137,28 @@ def _print_weights(model):
         "Accuracies are percentages on ImageNet's validation images, as "
         "published; none was measured here."
     )
+
+
+def _print_recipe(name):
+    """All fields of a recipe, with what they mean."""
+    from keras_resnext.training import RECIPES
+    from keras_resnext.training.recipe import GROUPS
+    from keras_resnext.training.recipe import describe_fields
+
+    if name not in RECIPES:
+        raise ValueError(
+            f"`name` must be one of {', '.join(RECIPES)} with --recipes; got "
+            f"{name!r}.{suggest(name, RECIPES)}"
+        )
+    texts = describe_fields()
+    for group, fields in GROUPS.items():
+        rows = table("field", "value", "meaning", title=f"{name}: {group}")
+        for column in rows.columns[1:]:
+            column.justify = "left"
+        for field in fields:
+            value = escape(str(getattr(RECIPES[name], field)))
+            rows.add_row(field, value, escape(texts[field]))
+        console.print(rows)
 
 
 def _print_recipes():

@@ -182,6 +182,7 @@ def _check_support(recipe, options, strategy):
 def _check_data(data, recipe, run):
     """Refuse other classes than the run's, and less than a batch."""
     run.check_labels(data.labels)
+    data.val_split  # noqa: B018 (refuses data that has none)
     if not data.num_examples("train") // recipe.batch_size:
         raise ValueError(
             "`batch_size` must be at most the number of training images, "
