@@ -48,6 +48,8 @@ def copy_paths(grouped, branches):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("stride", "channels"), [(1, FILTERS), (2, 10)])
 def test_forms_agree(stride, channels, training):
+    # With some weights an input of a ReLU is within rounding of zero.
+    keras.utils.set_random_seed(0)
     grouped = randomize(block("grouped", stride, channels))
     branches = block("branches", stride, channels)
     copy_paths(grouped, branches)

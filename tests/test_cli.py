@@ -118,7 +118,13 @@ def test_summary_of_the_paper(run_cli, monkeypatch):
 
 def test_training_command_keeps_its_recipe(digits_run):
     found = json.loads((digits_run / "recipe.json").read_text())
-    changed = {"model": "resnext11_4x4d", "epochs": 5, "warmup_epochs": 1.0}
+    changed = {
+        "model": "resnext11_4x4d",
+        "epochs": 5,
+        "warmup_epochs": 1.0,
+        "image_size": 8,
+        "crop_padding": 1,
+    }
     assert Recipe(**found) == dataclasses.replace(Recipe(), **changed)
 
 

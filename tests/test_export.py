@@ -128,6 +128,7 @@ def test_bare_network_and_own_preprocessing(
 
 
 @every_format
+@pytest.mark.integration
 def test_features_without_top(name, pixels, tmp_path):
     model = randomize(
         keras_resnext.ResNeXt(
@@ -1353,6 +1354,7 @@ def calls(monkeypatch):
     return counts
 
 
+@pytest.mark.integration
 def test_seven_files_share_what_they_can(small_model, pixels, tmp_path, calls):
     plan = export.plan_files(tmp_path, quantizations=ALL)
     assert len(plan.files) == 7
@@ -1468,6 +1470,7 @@ def test_classifiers_bring_labels_and_transform(small_model, tmp_path):
         assert archive.read("labels.txt").decode().splitlines() == LABELS[::-1]
 
 
+@pytest.mark.integration
 def test_a_transform_with_another_normalisation(small_model, pixels, tmp_path):
     transform = EvalTransform.from_crop_pct(16, mean=(0.5,) * 3)
     with pytest.raises(ValueError, match="`preprocessing` must be a layer"):
@@ -1516,6 +1519,7 @@ def test_photographs_are_turned_upright(small_model, photos, tmp_path):
     np.testing.assert_allclose(scores, scores[:1].repeat(8, 0), atol=1e-6)
 
 
+@pytest.mark.integration
 def test_exporters_share_a_session(small_model, pixels, tmp_path, calls):
     session = export.Session(small_model, labels=LABELS, images=pixels)
     artifacts = [

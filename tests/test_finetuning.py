@@ -110,6 +110,7 @@ def test_a_kill_in_either_phase_changes_nothing(
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_early_stopping_keeps_the_best_epoch(toy_recipe, tmp_path, shades):
     recipe = dataclasses.replace(
         toy_recipe,
@@ -211,6 +212,7 @@ def test_unfinished_runs_are_not_extended(copied_run):
         copied_run.extended(20)
 
 
+@pytest.mark.integration
 def test_learning_curves_are_optional(
     copied_run, toy_recipe, monkeypatch, caplog
 ):
@@ -258,6 +260,7 @@ def test_plans_adapt_to_the_data(shades, toy_run, tmp_path):
         plan_finetuning(shades, tmp_path, weights=toy_run.path, model="x")
 
 
+@pytest.mark.integration
 def test_finetuning_resumes_its_own_recipe(shades, toy_run, tmp_path):
     plans = []
     run = finetune(

@@ -134,6 +134,7 @@ def fine_tuned(backbone):
     return keras.Model(inputs, keras.layers.Dense(3)(x), name="fine_tuned")
 
 
+@pytest.mark.integration
 def test_models_inside_models():
     inside = make(include_top=False, pooling="avg")
     model = fine_tuned(inside)

@@ -89,6 +89,7 @@ def test_what_stands_before_the_network(name, body, tmp_path):
     assert input_kind(outer) == kind
 
 
+@pytest.mark.integration
 def test_networks_survive_what_is_done_to_them(body):
     inputs = body.inputs[0]
     headed = keras.Model(inputs, with_head(inputs, body.output).output)

@@ -93,6 +93,7 @@ def test_a_users_model_is_exported_as_it_is(name, own_model, crops, tmp_path):
     )
 
 
+@pytest.mark.integration
 def test_files_say_what_they_take(own_model, tmp_path):
     said = "RGB pixels in [0, 255]; the model normalizes them itself"
     path = tmp_path / "m.tflite"
@@ -270,6 +271,7 @@ def test_what_would_normalise_twice_is_refused(
     refused("`preprocessing` must be given", unknown_model)
 
 
+@pytest.mark.integration
 def test_what_is_said_of_an_unknown_model(unknown_model, crops, tmp_path):
     images = crops.astype("float32")
     raw = EvalTransform.from_crop_pct(32, mean=None, std=None)

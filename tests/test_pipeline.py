@@ -109,6 +109,7 @@ def test_crops_are_shifts_and_flips_are_mirrors():
     }
 
 
+@pytest.mark.integration
 def test_half_of_the_images_are_flipped(digits):
     flipping = dataclasses.replace(RECIPE, flip=True)
     plain, labels = collect(pipeline.training_batches(digits, RECIPE, 0))
@@ -121,6 +122,7 @@ def test_half_of_the_images_are_flipped(digits):
     assert abs(mirrored.sum() - 700) < 80
 
 
+@pytest.mark.integration
 def test_seeds_and_epochs_do_not_repeat_each_other(digits):
     tf.random.set_seed(0)
     first, second = (

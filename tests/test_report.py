@@ -389,6 +389,7 @@ def test_images_are_read_again_by_number(judged):
         dataclasses.replace(judged, data=None).images([0])
 
 
+@pytest.mark.integration
 def test_images_after_bad_ones(toy_run, shades, tmp_path):
     """The number of an image is not its place in the folder."""
     copy = tmp_path / "data"
@@ -403,6 +404,7 @@ def test_images_after_bad_ones(toy_run, shades, tmp_path):
         result.images([1])
 
 
+@pytest.mark.integration
 def test_images_of_tfds_are_read_by_name(digits):
     from keras_resnext.transforms import EvalTransform
 
@@ -486,6 +488,7 @@ def test_missing_modules_are_named(small, tmp_path, monkeypatch, missing):
         small.report(tmp_path / "report")
 
 
+@pytest.mark.integration
 def test_command_writes_a_report(toy_run, tmp_path, run_cli, monkeypatch):
     folder = tmp_path / "report"
     picture = tmp_path / "grid.png"

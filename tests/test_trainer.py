@@ -259,6 +259,7 @@ def test_digits_are_learned(tmp_path):
     assert np.mean(found) >= 0.985
 
 
+@pytest.mark.integration
 def test_weights_that_are_not_finite_are_not_saved(toy_recipe, tmp_path):
     """Where the last step of an epoch breaks them, its loss says nothing."""
 

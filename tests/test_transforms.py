@@ -503,6 +503,7 @@ def test_images_are_turned_upright(kind):
         np.testing.assert_array_equal(transforms.read_image(file), pixels)
 
 
+@pytest.mark.integration
 def test_upright_in_a_served_model(tmp_path):
     """Batches of files of any orientation, through a SavedModel."""
 
