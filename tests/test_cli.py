@@ -35,14 +35,14 @@ def digits_run(tmp_path_factory):
         [
             *(sys.executable, "-m", "keras_resnext", "train"),
             *("--dataset", "digits", "--model", "resnext11_4x4d"),
-            *("--workdir", str(workdir), "--epochs", "5", "warmup_epochs=1"),
+            *("--workdir", str(workdir), "--epochs", "3", "warmup_epochs=1"),
             *("--image-size", "8", "--crop-padding", "1"),
         ],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "5 epochs done, val_accuracy" in done.stdout
+    assert "3 epochs done, val_accuracy" in done.stdout
     assert "Traceback" not in done.stderr
     return workdir
 
@@ -120,7 +120,7 @@ def test_training_command_keeps_its_recipe(digits_run):
     found = json.loads((digits_run / "recipe.json").read_text())
     changed = {
         "model": "resnext11_4x4d",
-        "epochs": 5,
+        "epochs": 3,
         "warmup_epochs": 1.0,
         "image_size": 8,
         "crop_padding": 1,
@@ -128,6 +128,7 @@ def test_training_command_keeps_its_recipe(digits_run):
     assert Recipe(**found) == dataclasses.replace(Recipe(), **changed)
 
 
+@pytest.mark.integration
 def test_evaluate_counts_and_draws(digits_run, run_cli):
     status, output, _ = run_cli("evaluate", digits_run)
     assert status == 0

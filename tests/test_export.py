@@ -1443,6 +1443,7 @@ def test_plans_need_what_their_files_need(module, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.integration
 def test_classifiers_bring_labels_and_transform(small_model, tmp_path):
     transform = EvalTransform.from_crop_pct(16, 0.5)
     classifier = Classifier(small_model, LABELS, transform)

@@ -179,6 +179,7 @@ def test_shares_are_parts_of_the_same_batches(replicas, pipelines, digits):
 
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (3, 1), (4, 2)])
+@pytest.mark.integration
 def test_every_image_is_evaluated_once(replicas, pipelines, digits):
     images, labels = collect(
         pipeline.evaluation_batches(digits, "test", TRANSFORM, 50)

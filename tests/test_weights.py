@@ -548,6 +548,7 @@ def test_exported_weights_open_in_timm(tmp_path):
     assert difference < RELATIVE_TOLERANCE * expected.abs().max().item()
 
 
+@pytest.mark.integration
 def test_other_heads_and_channels(tmp_path, caplog):
     source, tensors = tiny_tensors()
     path = write(tmp_path / "w.safetensors", tensors)
@@ -715,6 +716,7 @@ def test_pth_files_of_something_else(content, tmp_path):
         tiny(weights=path)
 
 
+@pytest.mark.integration
 def test_other_networks_are_named(tmp_path):
     _, tensors = tiny_tensors()
     path = write(tmp_path / "w.safetensors", tensors)
