@@ -311,8 +311,7 @@ class Classifier:
                 f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
-        classifier = cls(keras.saving.load_model(path), **metadata)
-        return classifier._with_labels()
+        return _with_labels(cls(keras.saving.load_model(path), **metadata))
 
     @classmethod
     def _load_weights(cls, name, path):
@@ -328,18 +327,7 @@ class Classifier:
                 f"`weights` must have a classifier; {path} has none."
             )
         classes = arrays[CLASSIFIER][0].shape[-1]
-        return cls(build(name, weights=path, classes=classes))._with_labels()
-
-    def _with_labels(self):
-        """This, with ImageNet's names if there are none and 1000 classes."""
-        is_imagenet = (
-            self.labels is None
-            and classifies(self.model)
-            and self.model.output_shape[-1] == len(imagenet.labels())
-        )
-        if not is_imagenet:
-            return self
-        return dataclasses.replace(self, labels=imagenet.labels())
+        return _with_labels(cls(build(name, weights=path, classes=classes)))
 
     @classmethod
     def _load_published(cls, name, weights):
@@ -539,6 +527,18 @@ def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
             part.startswith(".") for part in path.relative_to(folder).parts
         )
     )
+
+
+def _with_labels(classifier):
+    """A classifier; with ImageNet's names if it has none for 1000 classes."""
+    is_imagenet = (
+        classifier.labels is None
+        and classifies(classifier.model)
+        and classifier.model.output_shape[-1] == len(imagenet.labels())
+    )
+    if not is_imagenet:
+        return classifier
+    return dataclasses.replace(classifier, labels=imagenet.labels())
 
 
 def _square_side(model):
