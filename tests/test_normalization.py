@@ -15,11 +15,14 @@ from sklearn.datasets import load_sample_images
 import keras_resnext
 from keras_resnext import export
 from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import list_images
 from keras_resnext.export.drawings import drawn_images
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
+from keras_resnext.training import evaluate
 from keras_resnext.transforms import EvalTransform
+from keras_resnext.transforms import read_image
 from tests.conftest import randomize
 
 EXPORTERS = {
@@ -377,6 +380,26 @@ def test_predict_refuses_what_is_wrong(
             tmp_path / "unknown.keras", preprocessing=preprocessing
         )
         assert classifier.transform.normalizes == normalizes
+
+
+def test_evaluation_normalises_once(shades):
+    """The loss is that of the model called on pixels."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    x = layers.Dense(3, activation="softmax")(x)
+    model = keras.Model(inputs, x)
+    names = ["120", "200", "40"]
+    paths = [p for n in names for p in list_images(shades / "test" / n)]
+    pixels = np.stack([read_image(path) for path in paths])
+    correct = expected(model, pixels)[range(15), np.repeat([0, 1, 2], 5)]
+    result = evaluate(model, str(shades))
+    assert result.loss == pytest.approx(-np.log(correct).mean(), rel=1e-5)
+    bare = keras.Model(
+        inputs, layers.Dense(3, "softmax")(layers.Flatten()(inputs))
+    )
+    with pytest.raises(ValueError, match="`transform` must be given"):
+        evaluate(bare, str(shades))
 
 
 def test_drawn_images_differ_and_stay():

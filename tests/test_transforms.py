@@ -352,6 +352,36 @@ def test_crop_pct():
 # ---- preprocess_input
 
 
+def test_pixels_for_a_model_that_normalises_them_itself():
+    transform = EvalTransform.from_crop_pct(8, 0.5, mean=None, std=None)
+    assert not transform.normalizes
+    assert TRANSFORM.normalizes
+    config = json.loads(json.dumps(transform.to_config()))
+    assert (config["mean"], config["std"]) == (None, None)
+    assert EvalTransform.from_config(config) == transform
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8")
+    pixels = transform.pixels(image)
+    for same in (
+        transform(image),
+        transform.normalize(pixels),
+        transform.normalize_in_graph(pixels).numpy(),
+    ):
+        assert same.dtype == "float32"
+        np.testing.assert_array_equal(same, pixels)
+    others = [(None, (1, 1, 1)), ((0, 0, 0), None)]
+    for mean, std in others:
+        with pytest.raises(ValueError, match="must both be None, or neither"):
+            EvalTransform.from_crop_pct(8, mean=mean, std=std)
+    assert [
+        t.normalization
+        for t in (
+            transform,
+            TRANSFORM,
+            EvalTransform.from_crop_pct(8, mean=(0, 0, 0), std=(1, 1, 1)),
+        )
+    ] == ["none", "imagenet", "mean (0.0, 0.0, 0.0), std (1.0, 1.0, 1.0)"]
+
+
 def test_preprocessing_is_that_of_keras_applications():
     image = NOISE.astype("float32")
     expected = keras.applications.imagenet_utils.preprocess_input(

@@ -23,7 +23,7 @@ from keras_resnext.quiet import limit_tensorflow_log
 app = typer.Typer(
     help="ResNeXt for Keras 3: fine-tune, train, evaluate, predict, export.",
     epilog="MODEL is the folder of a training run, a .keras file, or the name "
-    "of a model with published weights (--weights TAG). Errors are one line; "
+    "of a model with weights (--weights TAG or FILE). Errors are one line; "
     "set KERAS_RESNEXT_TRACEBACK=1 to see the traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -8,9 +8,9 @@ _COUNT = 8
 def drawn_images(shape: tuple[int, int, int]) -> np.ndarray:
     """Gradients, stripes and discs of varied colour and contrast.
 
-    Networks answer them differently, as they do photographs, so that a file
-    that normalises twice, or not at all, is told from a right one. Noise of
-    one distribution looks alike to trained networks.
+    Networks answer each of them differently, as they do photographs, so that a
+    file that normalises twice, or not at all, is told from a right one; the
+    README of this package compares them with noise.
 
     Args:
         shape: `(height, width, channels)` of an image.
