@@ -310,11 +310,7 @@ class Classifier:
                 f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
-<<<<<<< HEAD
         return _name_imagenet(cls(keras.saving.load_model(path), **metadata))
-=======
-        return _with_labels(cls(keras.saving.load_model(path), **metadata))
->>>>>>> w-normalise
 
     @classmethod
     def _load_weights(cls, name, path):
@@ -330,12 +326,8 @@ class Classifier:
                 f"`weights` must have a classifier; {path} has none."
             )
         classes = arrays[CLASSIFIER][0].shape[-1]
-<<<<<<< HEAD
         model = build(name, weights=path, classes=classes)
         return _name_imagenet(cls(model))
-=======
-        return _with_labels(cls(build(name, weights=path, classes=classes)))
->>>>>>> w-normalise
 
     @classmethod
     def _load_published(cls, name, weights):
@@ -537,13 +529,8 @@ def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
     )
 
 
-<<<<<<< HEAD
 def _name_imagenet(classifier):
     """The same with ImageNet's names if it has 1000 classes and no names."""
-=======
-def _with_labels(classifier):
-    """A classifier; with ImageNet's names if it has none for 1000 classes."""
->>>>>>> w-normalise
     is_imagenet = (
         classifier.labels is None
         and classifies(classifier.model)
