@@ -208,6 +208,16 @@ def test_finished_runs_are_extended(copied_run, toy_recipe, restart):
         run.extended(5)
 
 
+def test_a_kill_before_the_model_is_written_loses_nothing(
+    copied_run, toy_recipe
+):
+    before = copied_run.load_model().get_weights()
+    copied_run.model_file.unlink()
+    run = train(toy_recipe, copied_run.path)
+    for got, want in zip(run.load_model().get_weights(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_unfinished_runs_are_not_extended(copied_run):
     copied_run.model_file.unlink()
     with pytest.raises(ValueError, match="must be a finished run"):
@@ -277,4 +287,11 @@ def test_finetuning_resumes_its_own_recipe(shades, toy_run, tmp_path):
     again = plan_finetuning(shades, tmp_path / "x", weights=toy_run.path)
     assert again.recipe == run.recipe
     with pytest.raises(ValueError, match="differs: epochs 3"):
-        plan_finetuning(shades, tmp_path / "x", epochs=3)
+        plan_finetuning(shades, tmp_path / "x", weights=toy_run.path, epochs=3)
+    other = tmp_path / "other" / "model.keras"
+    other.parent.mkdir()
+    shutil.copy(toy_run.model_file, other)
+    with pytest.raises(ValueError, match="differs: weights '.*other"):
+        plan_finetuning(
+            shades, tmp_path / "x", weights=other, model="resnext11_1x4d"
+        )

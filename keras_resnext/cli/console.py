@@ -45,6 +45,19 @@ BadImageOption = Annotated[
     str,
     typer.Option(help="error, or skip to leave out undecodable images."),
 ]
+WorkdirOption = Annotated[
+    Path,
+    typer.Option(help="Run directory; training resumes if it exists."),
+]
+StrategyOption = Annotated[
+    str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
+]
+SaveEveryOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Steps between checkpoints. Defaults to one epoch."
+    ),
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Directory of TensorFlow Datasets' data sets."),

@@ -7,6 +7,9 @@ import typer
 
 from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
+from keras_resnext.cli.console import SaveEveryOption
+from keras_resnext.cli.console import StrategyOption
+from keras_resnext.cli.console import WorkdirOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.fields import with_recipe_fields
@@ -23,10 +26,7 @@ def finetune(
             "name."
         ),
     ],
-    workdir: Annotated[
-        Path,
-        typer.Option(help="Run directory; training resumes if it exists."),
-    ],
+    workdir: WorkdirOption,
     weights: Annotated[
         str,
         typer.Option(
@@ -48,15 +48,8 @@ def finetune(
             "`train --recipe`, and do not train."
         ),
     ] = None,
-    strategy: Annotated[
-        str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
-    ] = "auto",
-    save_every_steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Steps between checkpoints. Defaults to one epoch."
-        ),
-    ] = 0,
+    strategy: StrategyOption = "auto",
+    save_every_steps: SaveEveryOption = 0,
     on_bad_image: BadImageOption = "error",
     data_dir: DataDirOption = None,
     **fields: str,

@@ -1,12 +1,14 @@
 """`keras-resnext train`: train what a recipe says, or resume a run."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
+from keras_resnext.cli.console import SaveEveryOption
+from keras_resnext.cli.console import StrategyOption
+from keras_resnext.cli.console import WorkdirOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import training_progress
@@ -16,10 +18,7 @@ from keras_resnext.extras import suggest
 
 @with_recipe_fields
 def train(
-    workdir: Annotated[
-        Path,
-        typer.Option(help="Run directory; training resumes if it exists."),
-    ],
+    workdir: WorkdirOption,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -49,9 +48,7 @@ def train(
             help="With --extend-to: start the learning rate's schedule again.",
         ),
     ] = False,
-    strategy: Annotated[
-        str, typer.Option(help="auto, one, mirrored, multiworker or tpu.")
-    ] = "auto",
+    strategy: StrategyOption = "auto",
     steps_per_execution: Annotated[
         int,
         typer.Option(
@@ -60,12 +57,7 @@ def train(
             "on GPUs and TPUs.",
         ),
     ] = 0,
-    save_every_steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Steps between checkpoints. Defaults to one epoch."
-        ),
-    ] = 0,
+    save_every_steps: SaveEveryOption = 0,
     keep: Annotated[
         int, typer.Option(min=1, help="Number of checkpoints to keep.")
     ] = 2,

@@ -149,12 +149,18 @@ def plan_finetuning(
     run = Run(workdir)
     _check_fields(fields)
     data = open_dataset(dataset, data_dir, split_file=run.split_file)
+    start, about_weights = _start_from(weights, model, fields)
     if run.started:
-        recipe = dataclasses.replace(run.recipe, dataset=data.name, **fields)
+        given = {name: start[name] for name in ("model", "weights")} | fields
+        recipe = dataclasses.replace(run.recipe, dataset=data.name, **given)
         run.check(recipe)
         return FinetunePlan(recipe, (f"Resuming {run.path} with its recipe.",))
     data.prepare()
-    start, about_weights = _start_from(weights, model, fields)
+    if not data.num_examples("train"):
+        raise ValueError(
+            f"`dataset` must have images to train on; {data.name} has none in "
+            "the split train."
+        )
     choices, about_schedule = _fit_schedule(data, {**start, **fields})
     augmentation, about_augmentation = _fit_augmentation(data)
     balance, about_balance = _fit_classes(data)

@@ -76,7 +76,7 @@ class Recipe:
 
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
-            folder `<split>/<class>/<image>`.
+            folder `<class>/<image>` or `<split>/<class>/<image>`.
         model: Name of a network, see `keras_resnext.variants.build`.
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.

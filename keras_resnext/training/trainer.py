@@ -340,7 +340,8 @@ class _Training:
             if self.writes:
                 self.run.finish_with_best()
             return
-        with self._averaged():
+        # Not `_averaged`: a run that was killed here enters no phase again.
+        with self.average.swapped_in():
             self._write_model(self.run.model_file)
 
     def _epochs_done(self):
