@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -21,6 +22,9 @@ from PIL import Image
 import keras_resnext
 from keras_resnext import cpu
 from keras_resnext import paper
+from keras_resnext.cli.console import warnings_as_lines
+from keras_resnext.imagenet import MEAN
+from keras_resnext.imagenet import STD
 from keras_resnext.layers import conv_implementation
 from keras_resnext.layers import pointwise_implementation
 from keras_resnext.training import Recipe
@@ -28,20 +32,30 @@ from keras_resnext.variants import list_models
 
 
 @pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """One epoch on small digits through the real command, not a good one."""
+    return train_on_digits(
+        tmp_path_factory.mktemp("runs") / "short",
+        *("--model", "resnext11_1x4d", "--image-size", "8"),
+        *("--epochs", "1", "--warmup-epochs", "0"),
+    )
+
+
+@pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     """The default recipe, shortened, through the real command."""
-    workdir = tmp_path_factory.mktemp("runs") / "digits"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "keras_resnext", "train"),
-            *("--dataset", "digits", "--model", "resnext11_4x4d"),
-            *("--workdir", str(workdir), "--epochs", "5", "warmup_epochs=1"),
-        ],
-        capture_output=True,
-        text=True,
+    return train_on_digits(
+        tmp_path_factory.mktemp("runs") / "digits",
+        *("--model", "resnext11_4x4d", "--epochs", "5", "warmup_epochs=1"),
     )
+
+
+def train_on_digits(workdir, *options):
+    command = [sys.executable, "-m", "keras_resnext", "train"]
+    command += ["--dataset", "digits", "--workdir", str(workdir), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "5 epochs done, val_accuracy" in done.stdout
+    assert re.search(r"\d epochs? done, val_accuracy", done.stdout)
     assert "Traceback" not in done.stderr
     return workdir
 
@@ -115,9 +129,10 @@ def test_summary_of_the_paper(run_cli, monkeypatch):
     assert "were not measured here" in output
 
 
-def test_training_command_keeps_its_recipe(digits_run):
-    found = json.loads((digits_run / "recipe.json").read_text())
-    changed = {"model": "resnext11_4x4d", "epochs": 5, "warmup_epochs": 1.0}
+def test_training_command_keeps_its_recipe(short_run):
+    found = json.loads((short_run / "recipe.json").read_text())
+    changed = {"model": "resnext11_1x4d", "image_size": 8}
+    changed |= {"epochs": 1, "warmup_epochs": 0.0}
     assert Recipe(**found) == dataclasses.replace(Recipe(), **changed)
 
 
@@ -158,6 +173,7 @@ def scans(tmp_path):
     return folder, labels
 
 
+@pytest.mark.integration
 def test_predict_names_the_digits(digits_run, run_cli, scans):
     _, labels = scans
     files = sorted(labels)
@@ -170,13 +186,13 @@ def test_predict_names_the_digits(digits_run, run_cli, scans):
     assert np.mean(right) > 0.8
 
 
-def test_predict_goes_on_after_a_bad_image(digits_run, run_cli, scans):
+def test_predict_goes_on_after_a_bad_image(short_run, run_cli, scans):
     """In every format, with status 1, and the same numbers in all."""
     folder, labels = scans
     (folder / "10_bad.png").write_bytes(b"no picture")
     (folder / ".hidden.png").write_bytes(b"neither")
     (folder / "notes.txt").write_text("not an image")
-    status, output, error = run_cli("predict", digits_run, folder, "--json")
+    status, output, error = run_cli("predict", short_run, folder, "--json")
     assert status == 1
     assert error.count("\n") == 1
     assert "10_bad.png" in error
@@ -185,14 +201,8 @@ def test_predict_goes_on_after_a_bad_image(digits_run, run_cli, scans):
     assert [r["image"] for r in records] == sorted(names)
     bad = [r for r in records if "error" in r]
     assert [r["image"] for r in bad] == [names[-1]]
-    right = [
-        r["classes"][0]["label"] == labels[r["image"]]
-        for r in records
-        if "classes" in r
-    ]
-    assert np.mean(right) > 0.8
     status, output, _ = run_cli(
-        "predict", digits_run, folder, "--csv", "--top", 2, "--batch-size", 3
+        "predict", short_run, folder, "--csv", "--top", 2, "--batch-size", 3
     )
     assert status == 1
     rows = list(csv.DictReader(io.StringIO(output)))
@@ -208,11 +218,11 @@ def test_predict_goes_on_after_a_bad_image(digits_run, run_cli, scans):
             )
 
 
-def test_predict_reads_standard_input(digits_run, run_cli, scans, monkeypatch):
+def test_predict_reads_standard_input(short_run, run_cli, scans, monkeypatch):
     """Beside files, which it answers too if the bytes are no picture."""
     _, labels = scans
     first, second = sorted(labels)[:2]
-    arguments = ("predict", digits_run, "-", second, "--json")
+    arguments = ("predict", short_run, "-", second, "--json")
 
     def run(content):
         stdin = io.TextIOWrapper(io.BytesIO(content))
@@ -222,7 +232,7 @@ def test_predict_reads_standard_input(digits_run, run_cli, scans, monkeypatch):
 
     with open(first, "rb") as file:
         status, (piped, beside), _ = run(file.read())
-    _, output, _ = run_cli("predict", digits_run, first, second, "--json")
+    _, output, _ = run_cli("predict", short_run, first, second, "--json")
     assert status == 0
     assert (piped["image"], beside["image"]) == ("-", second)
     assert [piped["classes"], beside["classes"]] == [
@@ -283,6 +293,44 @@ def test_predict_normalises_as_the_model_says(brightness, run_cli):
     assert "Input: RGB pixels, 8x8, not normalized." in output
     status, output, _ = run("bare", "--preprocessing", "imagenet")
     assert "Input: RGB pixels, 8x8, normalized (imagenet)." in output
+
+
+def test_evaluate_normalises_as_it_is_told(brightness, run_cli):
+    """135 is above half of 255, and below half once it is normalised."""
+    data = brightness / "data"
+    for name, grey in (("a_dark", 100), ("bright", 135)):
+        (data / "test" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), grey).save(data / "test" / name / "0.png")
+
+    def run(name, *options):
+        model = brightness / f"{name}.keras"
+        return run_cli("evaluate", model, "--dataset", data, *options)
+
+    greys = np.float64([[100], [135]])
+    imagenet = (greys / 255 - MEAN) / STD
+    for name, options, taken in (
+        ("own", [], np.repeat(greys, 3, 1) / 255),
+        ("bare", ["--preprocessing", "none"], np.repeat(greys, 3, 1)),
+        ("bare", ["--preprocessing", "imagenet"], imagenet),
+    ):
+        dark, bright = 2 * (3 * taken.sum(1) - 4.5)
+        loss = np.mean([np.logaddexp(0, dark), np.logaddexp(0, -bright)])
+        accuracy = np.mean([dark < 0, bright > 0])
+        status, output, error = run(name, *options)
+        assert status == 0, error
+        found = re.search(r"Accuracy ([\d.]+), loss ([\d.]+)\.", output)
+        assert float(found[1]) == accuracy
+        assert float(found[2]) == pytest.approx(loss, rel=1e-4)
+    status, _, error = run("bare")
+    assert status == 1
+    assert "the layers of" in error
+
+
+def test_warnings_are_lines(capsys):
+    log = logging.getLogger("keras_resnext")
+    with warnings_as_lines():
+        log.warning("the [files] of %s differ", "a run")
+    assert capsys.readouterr().err == "Warning: the [files] of a run differ\n"
 
 
 def test_version_and_completion(run_cli):
@@ -355,8 +403,8 @@ def test_export_compares_on_the_held_out_images(digits_run, run_cli, tmp_path):
     assert "saved_model exists" in error
 
 
-def test_export_of_a_keras_file(digits_run, run_cli, tmp_path):
-    model = digits_run / "model.keras"
+def test_export_of_a_keras_file(short_run, run_cli, tmp_path):
+    model = short_run / "model.keras"
     status, output, _ = run_cli(
         "export", model, "--format", "onnx", "--output", tmp_path
     )
@@ -476,14 +524,14 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         ("export {new}", "`source` must be the folder of"),
     ],
 )
-def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
+def test_errors_are_one_line(short_run, run_cli, tmp_path, arguments, message):
     new = tmp_path / "new"
-    before = {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in short_run.rglob("*")}
     for name in ("cat", "dog"):
         (tmp_path / "other" / "test" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / f"other/test/{name}/0.png")
     filled = arguments.format(
-        new=new, run=digits_run, other=tmp_path / "other"
+        new=new, run=short_run, other=tmp_path / "other"
     ).split()
     status, output, error = run_cli(*filled)
     assert status == 1
@@ -492,7 +540,7 @@ def test_errors_are_one_line(digits_run, run_cli, tmp_path, arguments, message):
     assert message in error
     assert "Recipe" in output or not output
     assert not new.exists()
-    assert {p: p.stat().st_mtime_ns for p in digits_run.rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in short_run.rglob("*")} == before
 
 
 @pytest.mark.integration
@@ -508,7 +556,7 @@ def test_other_backends_cannot_train():
     assert "Traceback" not in done.stderr
 
 
-def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
+def test_missing_extras_are_named(short_run, run_cli, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     missing = {"ai_edge_litert", "onnxruntime", "matplotlib"}
     monkeypatch.setattr(
@@ -517,12 +565,12 @@ def test_missing_extras_are_named(digits_run, run_cli, tmp_path, monkeypatch):
     )
     for arguments, extra in (
         (
-            f"export {digits_run} --format tflite --output {tmp_path}/a",
+            f"export {short_run} --format tflite --output {tmp_path}/a",
             "export",
         ),
-        (f"export {digits_run} --format onnx --output {tmp_path}/a", "export"),
-        (f"export {digits_run} --output {tmp_path}/a", "export"),
-        (f"evaluate {digits_run}", "train"),
+        (f"export {short_run} --format onnx --output {tmp_path}/a", "export"),
+        (f"export {short_run} --output {tmp_path}/a", "export"),
+        (f"evaluate {short_run}", "train"),
     ):
         status, _, error = run_cli(*arguments.split())
         assert status == 1

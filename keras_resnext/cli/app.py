@@ -18,6 +18,7 @@ from keras_resnext.cli import listing
 from keras_resnext.cli import predict
 from keras_resnext.cli import train
 from keras_resnext.cli.console import print_error
+from keras_resnext.cli.console import warnings_as_lines
 from keras_resnext.quiet import limit_tensorflow_log
 
 app = typer.Typer(
@@ -66,7 +67,8 @@ def main():
     # Errors that matter are exceptions too; oneDNN logs dtypes it passes over.
     limit_tensorflow_log("3")
     try:
-        app()
+        with warnings_as_lines():
+            app()
     except Exception as error:
         if "KERAS_RESNEXT_TRACEBACK" in os.environ or not _is_expected(error):
             raise

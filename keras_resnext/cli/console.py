@@ -1,6 +1,7 @@
 """What the commands share: output, tables, progress, common arguments."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +74,25 @@ def print_error(error, label="Error: "):
     """Print an error as one line on standard error."""
     message = escape(" ".join(str(error).split()))
     errors.print(f"[bold red]{label}[/]{message}" if label else message)
+
+
+class _WarningLines(logging.Handler):
+    def emit(self, record):
+        errors.print(f"[yellow]Warning:[/] {escape(record.getMessage())}")
+
+
+@contextlib.contextmanager
+def warnings_as_lines():
+    """Print what this package logs as lines, not in a log's format."""
+    log = logging.getLogger("keras_resnext")
+    handler = _WarningLines(logging.WARNING)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True
 
 
 def table(first, *others, title=None):

@@ -8,10 +8,12 @@ import typer
 from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import ModelArgument
+from keras_resnext.cli.console import PreprocessingOption
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import open_data
 from keras_resnext.cli.console import print_bad_images
+from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
 
@@ -19,6 +21,7 @@ from keras_resnext.cli.console import table
 def evaluate(
     model: ModelArgument,
     weights: WeightsOption = None,
+    preprocessing: PreprocessingOption = "auto",
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +71,9 @@ def evaluate(
     if picture is not None:
         require("matplotlib", extra="train", purpose="The picture")
     data = open_data(model, dataset, data_dir)
-    classifier = Classifier.load(model, weights)
+    classifier = Classifier.load(
+        model, weights, preprocessing=read_preprocessing(preprocessing)
+    )
     result = evaluate(
         classifier,
         data,
