@@ -1,4 +1,11 @@
-"""The grammar of layer names, and weights split and joined by path.
+"""The grammar of names, and weights split and joined by path.
+
+Networks:
+
+resnext50_32x4d                   50 layers, 32 paths of 4 channels
+resnext20_8x4d_f64                the same with narrower stages
+
+Layers:
 
 conv1_conv, conv1_bn, ...         the stem
 conv2_block1_2_conv               block conv2_block1, part 2_conv
@@ -14,14 +21,66 @@ from collections.abc import Mapping
 
 import numpy as np
 
+DEFAULT_FILTERS = 256  # as in all networks of the paper
+
 STEM = "conv1_conv"
 CLASSIFIER = "predictions"
 
+_NETWORK = re.compile(r"resnext(\d+)_(\d+)x(\d+)d(?:_f(\d+))?")
 _NAME = re.compile(
     r"(?P<block>.+?)_(?P<part>([0-3]_)?[a-z]+)(_path(?P<path>\d+))?"
 )
 _IN_BLOCK = re.compile(r"conv(\d+)_block(\d+)_.+")
 _STEM_LAYERS = ("conv1_pad", STEM, "conv1_bn", "conv1_relu")
+
+
+class NetworkName(typing.NamedTuple):
+    """The name of a network in the paper's notation; `str` writes it.
+
+    The paper has one width of stages, so that its notation has no place for
+    others; they are added as `_f<filters>`.
+
+    Args:
+        depth: Number of layers with weights.
+        cardinality: Paths in each block, C.
+        base_width: Channels of a path in the first stage, d.
+        filters: Channels of the first stage's output. Defaults to 256.
+
+    Example:
+
+    >>> str(NetworkName(50, 32, 4)), str(NetworkName(20, 8, 4, 64))
+    ('resnext50_32x4d', 'resnext20_8x4d_f64')
+    """
+
+    depth: int
+    cardinality: int
+    base_width: int
+    filters: int = DEFAULT_FILTERS
+
+    def __str__(self):
+        name = f"resnext{self.depth}_{self.cardinality}x{self.base_width}d"
+        narrow = self.filters != DEFAULT_FILTERS
+        return f"{name}_f{self.filters}" if narrow else name
+
+
+def parse_network(name: str) -> NetworkName | None:
+    """Take a network's name apart.
+
+    Args:
+        name: The name.
+
+    Returns:
+        A `NetworkName`, or `None` if the name has no such form.
+
+    Example:
+
+    >>> parse_network("resnext20_8x4d_f64")
+    NetworkName(depth=20, cardinality=8, base_width=4, filters=64)
+    """
+    match = _NETWORK.fullmatch(name)
+    if not match:
+        return None
+    return NetworkName(*(int(number) for number in match.groups() if number))
 
 
 class LayerName(typing.NamedTuple):

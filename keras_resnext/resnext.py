@@ -10,6 +10,8 @@ import keras
 from keras_resnext import blocks
 from keras_resnext.extras import suggest
 from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import DEFAULT_FILTERS
+from keras_resnext.names import NetworkName
 from keras_resnext.names import block_name
 from keras_resnext.weights.load import fetch_source
 from keras_resnext.weights.load import find_source
@@ -42,17 +44,19 @@ def ResNeXt(
     classes: int = 1000,
     classifier_activation: str | None = "softmax",
     name: str | None = None,
+    filters: int = DEFAULT_FILTERS,
     residual: bool = True,
     output_stride: int = 32,
     drop_path_rate: float = 0.0,
 ) -> keras.Model:
     """Any ResNeXt: stages of bottlenecks, each a sum of `cardinality` paths.
 
-    Stage i holds `depths[i]` blocks. Its paths are `base_width * 2**i`
-    channels wide and its output has `256 * 2**i` channels; every stage after
-    the first halves height and width, with the stride on the 3x3 convolution
-    (as in the paper and torchvision; the original ResNet strides the first
-    1x1). With `cardinality=1, base_width=64` it is a ResNet.
+    The stem has `filters / 4` channels. Stage i holds `depths[i]` blocks. Its
+    paths are `base_width * 2**i` channels wide and its output has
+    `filters * 2**i` channels; every stage after the first halves height and
+    width, with the stride on the 3x3 convolution (as in the paper and
+    torchvision; the original ResNet strides the first 1x1). With
+    `cardinality=1, base_width=64` it is a ResNet.
 
     Images must go through `keras_resnext.preprocess_input` first.
 
@@ -88,6 +92,10 @@ def ResNeXt(
             logits. Defaults to `"softmax"`.
         name: Name of the model. Defaults to the paper's notation, such as
             `"resnext50_32x4d"`.
+        filters: Channels of the first stage's output, a multiple of 4. Fewer
+            make networks for small images and devices, such as
+            `"resnext20_8x4d_f64"`; published weights have 256. Defaults to
+            256.
         residual: Whether blocks have shortcuts. Defaults to `True`.
         output_stride: The largest factor by which height and width shrink: 8,
             16 or 32. Later stages keep their size and dilate their 3x3
@@ -123,6 +131,7 @@ def ResNeXt(
     depths = _check_depths(depths)
     _check_positive(cardinality=cardinality, base_width=base_width)
     cardinality, base_width = int(cardinality), int(base_width)
+    filters = _check_filters(filters)
     if not (name is None or (isinstance(name, str) and "/" not in name)):
         raise ValueError(
             f"`name` must be None or a string without a slash; got {name!r}."
@@ -144,14 +153,16 @@ def ResNeXt(
     )
     _check_choice(output_stride=output_stride, among=_OUTPUT_STRIDES)
     _check_drop_path_rate(drop_path_rate, residual)
-    notation = f"resnext{3 * sum(depths) + 2}_{cardinality}x{base_width}d"
+    notation = str(
+        NetworkName(3 * sum(depths) + 2, cardinality, base_width, filters)
+    )
     if weights is not None:
         weights = find_source(weights, notation, include_top)
     inputs = x = _input(input_tensor, input_shape, stem, depths, include_top)
     if weights is not None:
         weights = fetch_source(weights)  # before the long work of building
 
-    x = _STEMS[stem](x)
+    x = _STEMS[stem](x, filters // 4)
     dilation, total_stride = 1, _STEM_STRIDE[stem]
     blocks_before = 0
     for stage, depth in enumerate(depths):
@@ -168,7 +179,7 @@ def ResNeXt(
                 blocks.TRANSFORMS[form],
                 cardinality=cardinality,
                 width=base_width * 2**stage,
-                filters=256 * 2**stage,
+                filters=filters * 2**stage,
                 stride=stride if block == 0 else 1,
                 dilation=first_dilation if block == 0 else dilation,
                 residual=residual,
@@ -209,18 +220,18 @@ def _classifier_dtype():
     return "float32" if mixed else None
 
 
-def _imagenet_stem(x):
-    """To a quarter of height and width, 64 channels."""
-    x = blocks.convolution(x, 64, 7, 2, name="conv1_conv")
+def _imagenet_stem(x, filters):
+    """To a quarter of height and width."""
+    x = blocks.convolution(x, filters, 7, 2, name="conv1_conv")
     x = blocks.batch_norm_relu(x, name="conv1")
     # Padding with zeros instead of -inf is fine: all values come from a ReLU.
     x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
     return keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
 
 
-def _cifar_stem(x):
-    """At full height and width, 64 channels."""
-    x = blocks.convolution(x, 64, 3, name="conv1_conv")
+def _cifar_stem(x, filters):
+    """At full height and width."""
+    x = blocks.convolution(x, filters, 3, name="conv1_conv")
     return blocks.batch_norm_relu(x, name="conv1")
 
 
@@ -288,6 +299,15 @@ def _check_positive(**arguments):
             raise ValueError(
                 f"`{name}` must be a positive integer; got {value!r}."
             )
+
+
+def _check_filters(filters):
+    if _is_positive(filters) and filters % 4 == 0:
+        return int(filters)
+    raise ValueError(
+        "`filters` must be a positive multiple of 4, because the stem has a "
+        f"quarter of it; got {filters!r}."
+    )
 
 
 def _check_drop_path_rate(rate, residual):

@@ -6,6 +6,8 @@ import re
 import keras
 
 from keras_resnext.extras import suggest
+from keras_resnext.names import DEFAULT_FILTERS
+from keras_resnext.names import parse_network
 from keras_resnext.resnext import DEFAULT_SIZE
 from keras_resnext.resnext import ResNeXt
 from keras_resnext.resnext import total_stride
@@ -38,6 +40,7 @@ def _builder(function, title, depths, paths, reference, stem="imagenet"):
         form: str = "grouped",
         cardinality: int = default_cardinality,
         base_width: int = default_base_width,
+        filters: int = DEFAULT_FILTERS,
         residual: bool = True,
         output_stride: int = 32,
         drop_path_rate: float = 0.0,
@@ -56,6 +59,7 @@ def _builder(function, title, depths, paths, reference, stem="imagenet"):
             classes=classes,
             classifier_activation=classifier_activation,
             name=name,
+            filters=filters,
             residual=residual,
             output_stride=output_stride,
             drop_path_rate=drop_path_rate,
@@ -102,6 +106,8 @@ Args:
     cardinality: Paths in each block. Defaults to {cardinality}.
     base_width: Channels of a path in the first stage. Defaults to
         {base_width}.
+    filters: Channels of the first stage's output, see `ResNeXt`. Defaults to
+        256.
     residual: Whether blocks have shortcuts. Defaults to `True`.
     output_stride: 8, 16 or 32, see `ResNeXt`. Defaults to 32.
     drop_path_rate: Stochastic depth, see `ResNeXt`. Defaults to 0.
@@ -303,7 +309,8 @@ def build(model: str, **arguments) -> keras.Model:
     A name is one of `list_models`, or the paper's notation
     `resnext<depth>_<cardinality>x<base_width>d`: depth 50, 101, 152 or 200
     for the ImageNet nets, and any other depth of the form 9n + 2 for the
-    CIFAR nets with three stages of n blocks.
+    CIFAR nets with three stages of n blocks. With `_f<filters>` at the end,
+    the first stage's output has as many channels instead of 256.
 
     Args:
         model: The name.
@@ -324,10 +331,10 @@ def build(model: str, **arguments) -> keras.Model:
     name, arguments = model.lower(), {"weights": None, **arguments}
     if name in _BUILDERS:
         return _BUILDERS[name](**arguments)
-    match = re.fullmatch(r"resnext(\d+)_(\d+)x(\d+)d", name)
-    if match:
-        depth, cardinality, base_width = map(int, match.groups())
-        arguments.setdefault("name", name)
+    network = parse_network(name)
+    if network:
+        depth, cardinality, base_width, filters = network
+        arguments = {"name": name, "filters": filters, **arguments}
         if depth in _DEPTHS:
             stem, depths = "imagenet", _DEPTHS[depth]
         else:
@@ -339,7 +346,8 @@ def build(model: str, **arguments) -> keras.Model:
             )
     raise ValueError(
         f"`model` must be one of {', '.join(list_models())}, or "
-        "resnext<depth>_<cardinality>x<base_width>d with a depth of "
+        "resnext<depth>_<cardinality>x<base_width>d[_f<filters>] with a depth "
+        "of "
         f"{', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
         f"nets); got {model!r}.{suggest(model, list_models())}"
     )

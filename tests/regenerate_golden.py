@@ -17,6 +17,10 @@ GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = {
     **{name: functools.partial(build, name) for name in list_models()},
     **{
+        name: functools.partial(build, name)
+        for name in ("resnext20_8x4d_f64", "resnext50_32x2d_f128")
+    },
+    **{
         f"resnext8_2x4d_{form}": functools.partial(
             keras_resnext.ResNeXt, (1, 1), 2, 4, form=form, classes=10
         )

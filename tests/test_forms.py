@@ -79,7 +79,7 @@ def test_there_and_back_is_the_same_to_the_bit():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"residual": False},
+        {"residual": False, "filters": 24},
         {"stem": "imagenet", "input_shape": (64, 64, 3)},
         {"include_top": False, "pooling": "max"},
         {"input_shape": (None, None, 3)},

@@ -1,10 +1,11 @@
-"""Layer names are taken apart and put together in one place."""
+"""Names are taken apart and put together in one place."""
 
 import numpy as np
 import pytest
 
 from keras_resnext import names
 from keras_resnext.names import LayerName
+from keras_resnext.names import NetworkName
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,20 @@ def test_grammar(layer, parsed, stage, block):
     assert names.block_of(layer) == block
     assert names.path_of(layer) == (parsed.path if parsed else 0)
     assert names.whole_name(layer) == layer.partition("_path")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("resnext50_32x4d", NetworkName(50, 32, 4, 256)),
+        ("resnext20_8x4d_f64", NetworkName(20, 8, 4, 64)),
+        ("resnext20_8x4d_f", None),
+        ("resnext50", None),
+    ],
+)
+def test_networks(name, parsed):
+    assert names.parse_network(name) == parsed
+    assert parsed is None or str(parsed) == name
 
 
 def test_paths_split_and_join_where_they_belong():

@@ -127,14 +127,15 @@ def test_layers_are_as_frozen(name):
 
 
 @pytest.mark.parametrize(
-    ("stem", "depths", "size"),
+    ("stem", "depths", "size", "filters"),
     [
-        ("imagenet", (1, 2, 1, 1), (96, 64)),
-        ("imagenet", (1, 1), (51, 75)),
-        ("cifar", (1, 1, 2), (16, 16)),
+        ("imagenet", (1, 2, 1, 1), (96, 64), 256),
+        ("imagenet", (1, 1), (51, 75), 24),
+        ("cifar", (1, 1, 2), (16, 16), 256),
+        ("cifar", (2, 1, 1), (16, 16), 32),
     ],
 )
-def test_forward_against_numpy(stem, depths, size):
+def test_forward_against_numpy(stem, depths, size, filters):
     """Stride, padding, pooling and epsilon, as the paper and torch have them.
 
     Even and odd sides: padding on one side only would show.
@@ -142,9 +143,16 @@ def test_forward_against_numpy(stem, depths, size):
     keras.utils.set_random_seed(0)
     model = randomize(
         keras_resnext.ResNeXt(
-            depths, 4, 4, stem=stem, classes=10, input_shape=(*size, 3)
+            depths,
+            4,
+            4,
+            filters=filters,
+            stem=stem,
+            classes=10,
+            input_shape=(*size, 3),
         )
     )
+    assert model.layers[-2].output.shape[-1] == filters * 2 ** (len(depths) - 1)
     images = np.random.default_rng(0).normal(size=(2, *size, 3))
     expected = reference.forward(model, images, 4, depths, stem)
     assert expected.std() > 1e-3
@@ -180,6 +188,22 @@ def test_weights_of_another_model_leave_this_one_as_it_was(tmp_path):
             keras_resnext.load_weights(model, tmp_path / f"{name}.weights.h5")
         for got, want in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_widths_of_stages_are_told_apart(tmp_path):
+    """By name and by file: the paths are as many and as wide."""
+    narrow = build("resnext11_2x4d_f32")
+    assert narrow.name == "resnext11_2x4d_f32"
+    assert build("resnext11_2x4d", filters=32, name=None).name == narrow.name
+    narrow.save_weights(tmp_path / "narrow.weights.h5")
+    with pytest.raises(
+        ValueError, match=r"_f32, the model is resnext11_2x4d\."
+    ):
+        keras_resnext.load_weights(
+            build("resnext11_2x4d"), tmp_path / "narrow.weights.h5"
+        )
+    with pytest.raises(ValueError, match="None or a file for .*_f64"):
+        keras_resnext.ResNeXt50(filters=64)
 
 
 def test_numpy_integers_are_integers():
@@ -367,6 +391,8 @@ assert np.abs(gradient).sum() > 0
         ({"classes": True}, "`classes` must be a positive integer; got True"),
         ({"cardinality": -1}, "`cardinality` must be a positive integer"),
         ({"base_width": "4"}, "`base_width` must be a positive integer"),
+        ({"filters": 66}, "`filters` must be a positive multiple of 4.*got 66"),
+        ({"filters": 0}, "`filters` must be a positive multiple of 4"),
         ({"depths": ()}, "`depths` must hold the number of blocks"),
         ({"depths": 50}, "`depths` must hold the number of blocks"),
         ({"input_shape": (16, 16)}, "`input_shape` must be .*height, width"),
@@ -422,6 +448,7 @@ def test_input_shape_must_agree_with_the_tensor():
         "resnext50_32",
         "resnext30_8x64d",
         "resnext2_8x64d",
+        "resnext20_8x4d_64",
     ],
 )
 def test_unknown_models_are_refused(name):

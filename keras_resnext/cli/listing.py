@@ -112,7 +112,8 @@ def _print_models(part):
         "published ones that allow commercial use, top-1 in percent as "
         "published; `list --weights` has all. Other names are "
         "resnext<depth>_<cardinality>x<base_width>d, such as resnext50_16x8d "
-        "or resnext20_4x16d."
+        "or resnext20_4x16d; with _f64 at the end, the first stage has 64 "
+        "channels instead of 256."
     )
 
 

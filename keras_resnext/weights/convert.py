@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import DEFAULT_FILTERS
 from keras_resnext.names import STEM
 from keras_resnext.names import LayerName
+from keras_resnext.names import NetworkName
 from keras_resnext.names import block_name
 from keras_resnext.names import block_numbers
 from keras_resnext.names import block_of
@@ -182,9 +184,12 @@ def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     first = (shapes.get("conv2_block1_2_conv") or [()])[0]
     if len(first) != 4 or 0 in first:
         return "no network with bottleneck blocks"
-    _, _, base_width, filters = first
-    cardinality = filters // base_width
-    return f"resnext{3 * len(blocks) + 2}_{cardinality}x{base_width}d"
+    _, _, base_width, width = first
+    (*_, filters), *_ = shapes.get("conv2_block1_3_conv") or [
+        (DEFAULT_FILTERS,)
+    ]
+    depth = 3 * len(blocks) + 2
+    return str(NetworkName(depth, width // base_width, base_width, filters))
 
 
 def _from_depthwise(kernel):
