@@ -12,6 +12,8 @@ OPTIMIZER_NAMES = (
     "_get_variable_index",
     "_use_weight_decay",
     "_apply_weight_decay",
+    "_momentums",  # Adam's
+    "_velocities",
 )
 
 

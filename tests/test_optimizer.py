@@ -83,65 +83,111 @@ def test_learning_rate_falls_in_steps():
         assert float(rate(299 * 390)) == pytest.approx(0.001)
 
 
+@pytest.fixture
+def float64():
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
+
+
+STEPS, WARMUP = 60, 10
+_RATES = {
+    "warm-up and cosine": (
+        {"warmup_epochs": 1.0},
+        lambda step: (
+            step / WARMUP
+            if step < WARMUP
+            else (1 + np.cos(np.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2
+        ),
+    ),
+    "step": (
+        {"schedule": "step", "milestones": (2, 4), "warmup_epochs": 0.0},
+        lambda step: 0.1 ** ((step >= 20) + (step >= 40)),
+    ),
+}
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", _RATES)
+@pytest.mark.parametrize(
+    "kind", ["sgd", "nesterov", "without momentum", "adamw"]
+)
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_weight_decay_is_pytorchs(decay_all, optimizer):
-    """Three steps, from the same weights and gradients; and who is spared."""
+def test_training_is_pytorchs(kind, schedule, decay_all, float64):
+    """Sixty steps of a network that both differentiate; who is spared.
+
+    Each gradient depends on the weights before it, so that a difference
+    grows. In float64 both round at 1e-16 of a value.
+    """
     torch = pytest.importorskip("torch", reason="`make peers` installs it")
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((3,))
-    x = keras.layers.Dense(3, name="predictions")(inputs)
-    model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    fields, rate_factor = _RATES[schedule]
     recipe = Recipe(
-        optimizer=optimizer,
-        learning_rate=0.05,  # 0.1 for the head
-        epochs=100,
-        weight_decay=0.1,
+        optimizer="adamw" if kind == "adamw" else "sgd",
+        learning_rate=0.02 if kind == "adamw" else 0.2,
+        epochs=STEPS // 10,
+        weight_decay=0.02,
         decay_all=decay_all,
-        warmup_epochs=0.0,
-        schedule="step",
-        milestones=(99,),
-        momentum=0.9,
+        momentum=0.0 if kind == "without momentum" else 0.9,
+        nesterov=kind == "nesterov",
         head_lr_factor=2.0,
+        **fields,
     )
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh")(inputs)
+    outputs = keras.layers.Dense(3, name="predictions")(hidden)
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(STEPS, 16, 6))
+    labels = rng.integers(0, 3, (STEPS, 16))
     variables = model.trainable_variables
-    theirs = [torch.tensor(v.numpy() + 1) for v in variables]
+    for variable in variables:
+        variable.assign(rng.normal(size=variable.shape))
+    theirs = [torch.tensor(v.numpy(), requires_grad=True) for v in variables]
     groups = [
         {
             "params": [tensor],
-            "weight_decay": 0.1
-            if decay_all or "kernel" in variable.path
-            else 0.0,
-            "lr": recipe.peak_lr * (2 if "predictions" in variable.path else 1),
+            "weight_decay": 0.02 * (decay_all or "kernel" in variable.path),
+            "lr": recipe.learning_rate
+            * (2 if "predictions" in variable.path else 1),
         }
         for variable, tensor in zip(variables, theirs, strict=True)
     ]
-    if optimizer == "sgd":
-        reference = torch.optim.SGD(
-            groups, recipe.peak_lr, momentum=0.9, nesterov=True
-        )
+    if kind == "adamw":
+        reference = torch.optim.AdamW(groups, betas=(0.9, 0.999))
     else:
-        reference = torch.optim.AdamW(groups, recipe.peak_lr, eps=1e-7)
-    for variable in variables:
-        variable.assign(variable.numpy() + 1)
-    ours = make_optimizer(recipe, 1, variables)
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        gradients = [
-            rng.normal(size=v.shape).astype("float32") for v in variables
-        ]
-        for tensor, gradient in zip(theirs, gradients, strict=True):
-            tensor.grad = torch.from_numpy(gradient)
+        reference = torch.optim.SGD(
+            groups, momentum=recipe.momentum, nesterov=recipe.nesterov
+        )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(reference, rate_factor)
+    ours = make_optimizer(recipe, 10, variables)
+    losses = []
+    for x, y in zip(images, labels, strict=True):
+        reference.zero_grad()
+        first, first_bias, second, second_bias = theirs
+        hidden = torch.tanh(torch.from_numpy(x) @ first + first_bias)
+        loss = torch.nn.functional.cross_entropy(
+            hidden @ second + second_bias, torch.from_numpy(y)
+        )
+        loss.backward()
         reference.step()
-        ours.apply([tf.constant(g) for g in gradients], variables)
-    # Keras adds AdamW's epsilon, 1e-7, before it corrects the second moment
-    # for its start, which makes it 1 / sqrt(1 - 0.999) as large: 3e-6 of a
-    # gradient of 1, 3e-5 of one of 0.1, of three updates of 0.1.
-    atol = 1e-5 if recipe.optimizer == "adamw" else 1e-6
+        scheduler.step()
+        with tf.GradientTape() as tape:
+            found = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    y, model(tf.constant(x))
+                )
+            )
+        ours.apply(tape.gradient(found, variables), variables)
+        losses.append(float(found))
+        assert losses[-1] == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert np.std(losses) > 0.05
     for variable, tensor in zip(variables, theirs, strict=True):
         np.testing.assert_allclose(
-            variable.numpy(), tensor.numpy(), rtol=1e-5, atol=atol
+            variable.numpy(), tensor.detach(), rtol=1e-9, atol=1e-9
         )
 
 

@@ -1,6 +1,9 @@
-"""Optimizers: fused SGD, PyTorch's weight decay, learning rates per layer."""
+"""Optimizers: Keras' SGD in one kernel, and PyTorch's SGD and AdamW."""
+
+import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_resnext.names import CLASSIFIER
@@ -39,6 +42,8 @@ class SGD(keras.optimizers.SGD):
     >>> optimizer = SGD(0.1, momentum=0.9, weight_decay=1e-4)
     """
 
+    _apply_momentum = staticmethod(tf.raw_ops.ResourceApplyKerasMomentum)
+
     def update_step(self, gradient, variable, learning_rate):
         """Update one `tf.Variable`."""
         if not self.momentum:
@@ -47,15 +52,15 @@ class SGD(keras.optimizers.SGD):
         gradient = tf.cast(gradient, variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             with tf.control_dependencies([gradient]):
-                decay = tf.cast(self.weight_decay, variable.dtype)
+                decay = tf.constant(self.weight_decay, variable.dtype)
                 variable.assign_sub(variable * decay * learning_rate)
         velocity = self.momentums[self._get_variable_index(variable)].value
-        tf.raw_ops.ResourceApplyKerasMomentum(
+        self._apply_momentum(
             var=variable.handle,
             accum=velocity.handle,
             lr=learning_rate,
             grad=gradient,
-            momentum=tf.cast(self.momentum, variable.dtype),
+            momentum=tf.constant(self.momentum, variable.dtype),
             use_nesterov=self.nesterov,
         )
 
@@ -66,11 +71,17 @@ class SGD(keras.optimizers.SGD):
 
 
 class RatedSGD(_Rates, SGD):
-    """SGD with L2 weight decay, which is added to the gradient.
+    """SGD as the paper's code and PyTorch have it.
 
-    As in the paper's code and in PyTorch. It passes through the momentum, and
-    so is 1 / (1 - momentum) times as strong as Keras' decoupled decay.
+    Their velocity is a sum of gradients, which the learning rate multiplies
+    when a weight is updated; Keras' has the rate of each step in it. Under a
+    schedule these are two algorithms: after a drop of the rate, Keras' goes
+    on at the old one for some steps. L2 weight decay is added to the
+    gradient, and so is 1 / (1 - momentum) times as strong as Keras' decoupled
+    decay.
     """
+
+    _apply_momentum = staticmethod(tf.raw_ops.ResourceApplyMomentum)
 
     def __init__(self, *, l2_weight_decay, **arguments):
         super().__init__(**arguments)
@@ -85,22 +96,45 @@ class RatedSGD(_Rates, SGD):
 
 
 class RatedAdamW(_Rates, keras.optimizers.Adam):
-    """AdamW whose weight decay follows each variable's rate, as PyTorch's."""
+    """AdamW as PyTorch has it.
 
-    def __init__(self, *, decoupled_weight_decay, **arguments):
-        super().__init__(**arguments)
+    Weight decay follows each variable's rate. Epsilon is added to the root of
+    the corrected second moment; Keras adds it before the correction, where it
+    counts 1 / sqrt(1 - 0.999), 32 times, at the first step.
+    """
+
+    def __init__(self, *, decoupled_weight_decay, epsilon=1e-8, **arguments):
+        super().__init__(epsilon=epsilon, **arguments)
         self.decoupled_weight_decay = decoupled_weight_decay
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one `tf.Variable`."""
-        learning_rate = self._rate(variable, learning_rate)
+        dtype = variable.dtype
+        learning_rate = tf.cast(self._rate(variable, learning_rate), dtype)
+        gradient = tf.cast(gradient, dtype)
         if self.decoupled_weight_decay and self._use_weight_decay(variable):
             with tf.control_dependencies([gradient]):
-                decay = tf.cast(
-                    self.decoupled_weight_decay * learning_rate, variable.dtype
-                )
-                variable.assign_sub(variable * decay)
-        super().update_step(gradient, variable, learning_rate)
+                decay = tf.constant(self.decoupled_weight_decay, dtype)
+                variable.assign_sub(variable * decay * learning_rate)
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, dtype)
+        correct_1, correct_2 = (
+            # 1 - beta**step; the power itself would be rounded near 1.
+            -tf.math.expm1(step * (math.log(beta) if beta else -math.inf))
+            for beta in (self.beta_1, self.beta_2)
+        )
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.zeros([], dtype),  # corrected here
+            beta2_power=tf.zeros([], dtype),
+            lr=learning_rate * tf.sqrt(correct_2) / correct_1,
+            beta1=tf.constant(self.beta_1, dtype),
+            beta2=tf.constant(self.beta_2, dtype),
+            epsilon=tf.constant(self.epsilon, dtype) * tf.sqrt(correct_2),
+            grad=gradient,
+        )
 
 
 def make_optimizer(
@@ -157,7 +191,8 @@ def make_optimizer(
 def _head_schedule(recipe, steps_per_epoch):
     """The learning rate by step while only the classifier is trained."""
     return keras.optimizers.schedules.CosineDecay(
-        recipe.head_learning_rate, recipe.head_epochs * steps_per_epoch
+        _as_floatx(recipe.head_learning_rate),
+        recipe.head_epochs * steps_per_epoch,
     )
 
 
@@ -174,12 +209,17 @@ def _schedule(recipe, steps_per_epoch):
     else:
         epochs = recipe.epochs - recipe.schedule_start
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup_steps else recipe.peak_lr,
+            _as_floatx(0.0 if warmup_steps else recipe.peak_lr),
             max(1, epochs * steps_per_epoch - warmup_steps),
-            warmup_target=recipe.peak_lr if warmup_steps else None,
+            warmup_target=_as_floatx(recipe.peak_lr) if warmup_steps else None,
             warmup_steps=warmup_steps,
         )
     return _Later(schedule, first * steps_per_epoch) if first else schedule
+
+
+def _as_floatx(rate):
+    """As an array: of a Python float, Keras makes float32 whatever floatx is."""
+    return np.asarray(rate, keras.config.floatx())
 
 
 class _Later(keras.optimizers.schedules.LearningRateSchedule):
@@ -204,8 +244,8 @@ class _Steps(keras.optimizers.schedules.LearningRateSchedule):
         self.milestones, self.gamma = milestones, gamma
 
     def __call__(self, step):
-        step = tf.cast(step, tf.float32)
-        drops = tf.reduce_sum(tf.cast(step >= self.milestones, tf.float32))
+        step = tf.cast(step, keras.config.floatx())
+        drops = tf.reduce_sum(tf.cast(step >= self.milestones, step.dtype))
         warmup = tf.minimum(step / max(1, self.warmup_steps), 1.0)
         warmup = tf.where(step < self.warmup_steps, warmup, 1.0)
         return self.peak * warmup * tf.pow(self.gamma, drops)
