@@ -218,7 +218,7 @@ def _schedule(recipe, steps_per_epoch):
 
 
 def _as_floatx(rate):
-    """As an array: of a Python float, Keras makes float32 whatever floatx is."""
+    """As an array, because Keras makes float32 of Python floats."""
     return np.asarray(rate, keras.config.floatx())
 
 
