@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow peers mediapipe bench bench-all study lint golden lock clean
+.PHONY: help demo test test-all test-slow peers mediapipe bench bench-all study fashion lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench-all: $(VENV)/peers.installed  ## Time everything, in more rounds, 90 minut
 
 study: $(VENV)/demo.installed  ## Cardinality and shortcuts on digits, half an hour
 	$(BIN)/python -m benchmarks study
+
+fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package
+	$(BIN)/python -m benchmarks fashion
 
 lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
 	$(BIN)/ruff format --check .

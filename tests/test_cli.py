@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -28,6 +29,7 @@ from keras_resnext.imagenet import STD
 from keras_resnext.layers import conv_implementation
 from keras_resnext.layers import pointwise_implementation
 from keras_resnext.training import Recipe
+from keras_resnext.training import Run
 from keras_resnext.variants import list_models
 
 
@@ -36,6 +38,7 @@ def short_run(tmp_path_factory):
     """One epoch on small digits through the real command, not a good one."""
     return train_on_digits(
         tmp_path_factory.mktemp("runs") / "short",
+        *("--data-dir", str(tmp_path_factory.mktemp("data"))),
         *("--model", "resnext11_1x4d", "--image-size", "8"),
         *("--epochs", "1", "--warmup-epochs", "0"),
     )
@@ -134,6 +137,33 @@ def test_training_command_keeps_its_recipe(short_run):
     changed = {"model": "resnext11_1x4d", "image_size": 8}
     changed |= {"epochs": 1, "warmup_epochs": 0.0}
     assert Recipe(**found) == dataclasses.replace(Recipe(), **changed)
+
+
+def test_run_remembers_where_its_data_are(short_run, tmp_path):
+    run = Run(short_run)
+    with_default = tfds.builder("digits").data_path
+    assert run.open_dataset().builder.data_path != with_default
+    elsewhere = run.open_dataset(data_dir=tmp_path)
+    assert str(elsewhere.builder.data_path).startswith(str(tmp_path))
+    moved = Run(shutil.copytree(short_run, tmp_path / "run"))
+    (moved.path / "data_dir.txt").write_text(f"{tmp_path}/gone\n")
+    assert moved.open_dataset().builder.data_path == with_default
+
+
+def test_images_of_another_data_set_have_their_size(run_cli, tmp_path):
+    """Said before anything else; but not where it was chosen."""
+    options = ("--recipe", "cifar_paper", "--dataset", "digits")
+    options += ("--model", "resnext11_1x4d", "--batch-size", 9999)
+    options += ("--workdir", tmp_path / "new")
+    said = "image_size is 8 instead of the recipe's 32."
+    status, output, error = run_cli("train", *options)
+    assert status == 1
+    assert "at most the number of training images, 1437" in error
+    assert output.startswith("The images of digits have 8 pixels a side: ")
+    assert said in output
+    status, output, _ = run_cli("train", *options, "--image-size", 16)
+    assert said not in output
+    assert "image_size" in output
 
 
 @pytest.mark.integration

@@ -37,6 +37,38 @@ def test_classes_are_counted(digits):
         digits.class_counts("dev")
 
 
+def test_a_part_of_the_training_split_is_kept_out(digits):
+    """Each image is in one of the two; the test split is as it was."""
+    data = datasets.open_dataset("digits", val_fraction=0.1)
+    assert (data.val_split, data.num_examples("held_out")) == ("held_out", 144)
+    assert data.num_examples("train") == 1437 - 144
+    names = {
+        split: [name for name, *_ in data.encoded(split).as_numpy_iterator()]
+        for split in ("train", "held_out", "test")
+    }
+    assert {k: len(v) for k, v in names.items()} == {
+        "train": 1293,
+        "held_out": 144,
+        "test": 360,
+    }
+    everything = digits.encoded("train").as_numpy_iterator()
+    assert sorted(names["train"] + names["held_out"]) == sorted(
+        name for name, *_ in everything
+    )
+    shuffled = data.encoded("train", shuffle_seed=1).as_numpy_iterator()
+    assert {name for name, *_ in shuffled} == set(names["train"])
+    assert sum(data.class_counts("held_out").values()) == 144
+
+
+def test_sizes_of_images_are_known(image_folder):
+    assert datasets.open_dataset("digits").image_size == 8
+    assert datasets.open_dataset("fashion_mnist").image_size == 28
+    assert datasets.open_dataset("imagenet2012").image_size is None
+    assert datasets.open_dataset(image_folder).image_size is None
+    with pytest.raises(ValueError, match="`val_fraction` must be 0 with a fol"):
+        datasets.open_dataset(image_folder, val_fraction=0.1)
+
+
 def test_names_and_folders_are_told_apart(image_folder, monkeypatch):
     (image_folder / "digits").mkdir()
     monkeypatch.chdir(image_folder)

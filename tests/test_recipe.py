@@ -30,7 +30,10 @@ def test_overrides_take_the_type_of_the_field():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("epoch=3", "of dataset, model.*got 'epoch=3'.* Did you mean epochs"),
+        (
+            "epoch=3",
+            "of dataset, val_fraction.*got 'epoch=3'.* Did you mean epochs",
+        ),
         ("epochs", "field=value.*got 'epochs'"),
         ("epochs=many", "`epochs` must be of type int; got 'many'"),
         ("epochs=1.5", "`epochs` must be of type int; got '1.5'"),

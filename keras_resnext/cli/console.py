@@ -175,17 +175,12 @@ def open_data(model, dataset, data_dir):
     from keras_resnext.training import Run
     from keras_resnext.training.datasets import open_dataset
 
-    run = Run(model) if Path(model).is_dir() else None
-    if dataset is None and run is None:
-        raise ValueError(
-            f"`dataset` must be given, because {model} is not the folder of a "
-            "run."
-        )
-    own = run is not None and dataset is None
-    return open_dataset(
-        run.recipe.dataset if own else dataset,
-        data_dir,
-        split_file=run.split_file if own else None,
+    if dataset is not None:
+        return open_dataset(dataset, data_dir)
+    if Path(model).is_dir():
+        return Run(model).open_dataset(data_dir=data_dir)
+    raise ValueError(
+        f"`dataset` must be given, because {model} is not the folder of a run."
     )
 
 

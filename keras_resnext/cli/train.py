@@ -1,5 +1,7 @@
 """`keras-resnext train`: train what a recipe says, or resume a run."""
 
+import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -90,6 +92,8 @@ def train(
     replicas = start_tensorflow(strategy)
     if extend_to is not None:
         plan = _extended(workdir, extend_to, restart_schedule)
+    elif not any(a.startswith("image_size=") for a in assignments):
+        plan = _fit_image_size(plan, recipe, data_dir)
     run_training(
         plan,
         workdir,
@@ -128,6 +132,27 @@ def _find_recipe(recipe):
             f"got {recipe!r}.{suggest(recipe, RECIPES)}"
         )
     return RECIPES[recipe]
+
+
+def _fit_image_size(plan, recipe, data_dir):
+    """The recipe for the images of another data set than the recipe's own."""
+    from keras_resnext.training.datasets import open_dataset
+
+    if (
+        recipe.endswith(".json")
+        or plan.dataset == _find_recipe(recipe).dataset
+        or Path(plan.dataset).is_dir()
+    ):
+        return plan
+    size = open_dataset(plan.dataset, data_dir).image_size
+    if size in (None, plan.image_size):
+        return plan
+    console.print(
+        f"The images of {plan.dataset} have {size} pixels a side: image_size "
+        f"is {size} instead of the recipe's {plan.image_size}.",
+        highlight=False,
+    )
+    return dataclasses.replace(plan, image_size=size, eval_image_size=0)
 
 
 def _extended(workdir, epochs, restart_schedule):

@@ -21,6 +21,7 @@ from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import decode
 
 _SHUFFLE_BUFFER = 4096  # images
+HELD_OUT = "held_out"  # the split that `val_fraction` makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,14 @@ class ImageData:
         name: Its name or folder.
         builder: Its TFDS builder. Defaults to `None`, for a folder.
         folder: The `ImageFolder`. Defaults to `None`, for TFDS.
+        val_fraction: Part of the training split that is the split `held_out`
+            instead; of TFDS only. Defaults to 0.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder | None = None
     folder: ImageFolder | None = None
+    val_fraction: float = 0.0
 
     @property
     def is_folder(self) -> bool:
@@ -55,6 +59,8 @@ class ImageData:
     @property
     def val_split(self) -> str:
         """Name of the validation split."""
+        if self.val_fraction:
+            return HELD_OUT
         sizes = self._sizes
         for split in VAL_SPLITS:
             if sizes.get(split):
@@ -65,12 +71,33 @@ class ImageData:
         )
 
     @property
+    def image_size(self) -> int | None:
+        """Shorter side of the images in pixels; `None` if they differ."""
+        if self.is_folder:
+            return None
+        height, width, _ = self.builder.info.features["image"].shape
+        return min(height, width) if height and width else None
+
+    @property
     def _sizes(self):
         """Number of images in each split."""
         if self.is_folder:
             return self.folder.sizes
         splits = self.builder.info.splits
-        return {name: split.num_examples for name, split in splits.items()}
+        sizes = {name: split.num_examples for name, split in splits.items()}
+        if self.val_fraction and sizes.get("train"):
+            sizes[HELD_OUT] = round(self.val_fraction * sizes["train"])
+            sizes["train"] -= sizes[HELD_OUT]
+        return sizes
+
+    def _tfds_split(self, split):
+        """A split as TFDS calls it."""
+        if not self.val_fraction or split not in ("train", HELD_OUT):
+            return split
+        trained = self.num_examples("train")
+        return (
+            f"train[{trained}:]" if split == HELD_OUT else f"train[:{trained}]"
+        )
 
     def num_examples(self, split: str) -> int:
         """Number of images in a split.
@@ -194,7 +221,7 @@ class ImageData:
         options.deterministic = True
         with quiet("tensorflow"):  # `add_tfds_id` calls a deprecated function
             examples = self.builder.as_dataset(
-                split=split,
+                split=self._tfds_split(split),
                 decoders={"image": tfds.decode.SkipDecoding()},
                 shuffle_files=shuffle_seed is not None,
                 read_config=tfds.ReadConfig(
@@ -350,6 +377,7 @@ def open_dataset(
     data_dir: str | os.PathLike | None = None,
     *,
     split_file: str | os.PathLike | None = None,
+    val_fraction: float = 0.0,
 ) -> ImageData:
     """Find a data set by name or folder, without downloading it.
 
@@ -364,6 +392,8 @@ def open_dataset(
             own default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         split_file: What `ImageData.write_split` wrote; used if the file
             exists. Defaults to `None`.
+        val_fraction: Part of a TFDS training split that becomes the
+            validation split `held_out`, see `Recipe`. Defaults to 0.
 
     Returns:
         An `ImageData`.
@@ -378,10 +408,15 @@ def open_dataset(
     ['0', '1', '2']
     """
     name = locate(name)
-    if os.path.isdir(name):
-        data = ImageData(name, folder=open_folder(name, split_file))
+    if not os.path.isdir(name):
+        data = _open_tfds(name, data_dir, val_fraction)
+    elif val_fraction:
+        raise ValueError(
+            "`val_fraction` must be 0 with a folder, which has its own "
+            f"validation split or gets one; got {val_fraction}."
+        )
     else:
-        data = _open_tfds(name, data_dir)
+        data = ImageData(name, folder=open_folder(name, split_file))
     if len(data.labels) < 2:
         raise ValueError(
             f"`dataset` must have two classes or more; {name} has "
@@ -390,7 +425,7 @@ def open_dataset(
     return data
 
 
-def _open_tfds(name, data_dir):
+def _open_tfds(name, data_dir, val_fraction):
     """A data set of TensorFlow Datasets."""
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
@@ -413,7 +448,7 @@ def _open_tfds(name, data_dir):
             "`dataset` must have the features image and label (one class); "
             f"{name} has {_listed(builder.info.features)}."
         )
-    return ImageData(name, builder)
+    return ImageData(name, builder, val_fraction=val_fraction)
 
 
 def _listed(names):

@@ -148,7 +148,12 @@ def plan_finetuning(
     """
     run = Run(workdir)
     _check_fields(fields)
-    data = open_dataset(dataset, data_dir, split_file=run.split_file)
+    data = open_dataset(
+        dataset,
+        data_dir or run.data_dir,
+        split_file=run.split_file,
+        val_fraction=fields.get("val_fraction", 0.0),
+    )
     start, about_weights = _start_from(weights, model, fields)
     if run.started:
         given = {name: start[name] for name in ("model", "weights")} | fields

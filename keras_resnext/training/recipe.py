@@ -38,8 +38,14 @@ _NOT_BELOW_ZERO = (
 # What each field is about, as the command line's help groups them.
 GROUPS = {
     "Data and network": (
-        *("dataset", "model", "form", "residual", "drop_path_rate"),
-        *("image_size", "eval_image_size", "crop_pct", "seed"),
+        *("dataset", "val_fraction", "model", "form", "residual"),
+        *(
+            "drop_path_rate",
+            "image_size",
+            "eval_image_size",
+            "crop_pct",
+            "seed",
+        ),
     ),
     "Schedule": (
         *("epochs", "batch_size", "gradient_accumulation_steps"),
@@ -62,7 +68,10 @@ GROUPS = {
         *("mixup", "cutmix"),
     ),
 }
-_BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "drop_path_rate")
+_BELOW_ONE = (
+    *("momentum", "label_smoothing", "ema_decay", "drop_path_rate"),
+    "val_fraction",
+)
 _FRACTIONS = ("random_erasing", "random_resized_crop_scale", "crop_pct")
 
 
@@ -77,6 +86,10 @@ class Recipe:
     Args:
         dataset: Name of a TFDS builder (`"digits"`, `"cifar10"`), or path of a
             folder `<class>/<image>` or `<split>/<class>/<image>`.
+        val_fraction: Part of a TFDS data set's training split that is kept
+            out of training and is the validation split, as for choosing a
+            recipe; 0 to validate on the data set's own validation or test
+            split.
         model: Name of a network, see `keras_resnext.variants.build`.
         form: Form of the blocks, `"grouped"`, `"concatenated"` or
             `"branches"`.
@@ -178,6 +191,7 @@ class Recipe:
     """
 
     dataset: str = "digits"
+    val_fraction: float = 0.0
     model: str = "resnext11_8x4d"
     form: str = "grouped"
     residual: bool = True

@@ -24,6 +24,7 @@ class Run:
     |---|---|
     | `recipe.json` | the full `Recipe` |
     | `labels.txt` | class names, one a line, in the order of the outputs |
+    | `data_dir.txt` | TFDS' folder, if it was not the default |
     | `split.json` | the validation images, of a folder without splits |
     | `history.jsonl` | metrics, one line per epoch |
     | `checkpoints/` | model, optimizer and step, to resume from |
@@ -56,6 +57,7 @@ class Run:
         self.learning_curves = self.path / "learning_curves.png"
         self.tensorboard = self.path / "tensorboard"
         self.split_file = self.path / "split.json"
+        self._data_dir_file = self.path / "data_dir.txt"
         self._recipe_file = self.path / "recipe.json"
         self._labels_file = self.path / "labels.txt"
         self._history_file = self.path / "history.jsonl"
@@ -205,12 +207,64 @@ class Run:
             )
         )
 
-    def start(self, recipe: Recipe, data: "ImageData") -> None:
+    @property
+    def data_dir(self) -> str | None:
+        """Where TFDS had the run's data set; `None` for its own default.
+
+        A folder that is gone is not named: the run may have been moved.
+        """
+        if not self._data_dir_file.exists():
+            return None
+        path = self._data_dir_file.read_text().strip()
+        return path if os.path.isdir(path) else None
+
+    def open_dataset(
+        self,
+        recipe: Recipe | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ) -> "ImageData":
+        """The data set of the run, split as it was when the run started.
+
+        Args:
+            recipe: The `Recipe` of a run that has not started. Defaults to
+                `None`, the run's.
+            data_dir: Where TFDS keeps its data sets. Defaults to `None`:
+                where it was for this run, if that folder is still there, else
+                TFDS' own default.
+
+        Returns:
+            An `ImageData`.
+
+        Raises:
+            ValueError: if there is no such data set.
+
+        Example:
+
+        >>> Run("runs/digits").open_dataset().val_split
+        'test'
+        """
+        from keras_resnext.training.datasets import open_dataset
+
+        recipe = recipe or self.recipe
+        return open_dataset(
+            recipe.dataset,
+            data_dir or self.data_dir,
+            split_file=self.split_file,
+            val_fraction=recipe.val_fraction,
+        )
+
+    def start(
+        self,
+        recipe: Recipe,
+        data: "ImageData",
+        data_dir: str | os.PathLike | None = None,
+    ) -> None:
         """Write what the run is, unless it is there; go on with a finished one.
 
         Args:
             recipe: Its `Recipe`.
             data: Its `ImageData`.
+            data_dir: Where TFDS keeps it. Defaults to `None`, TFDS' default.
         """
         if self.finished:
             name = f"model_epoch{recipe.extended_from}.keras"
@@ -218,6 +272,9 @@ class Run:
         elif self._recipe_file.exists() and self._labels_file.exists():
             return
         data.write_split(self.split_file)
+        if data_dir is not None:
+            with staged(self._data_dir_file, overwrite=True) as new:
+                new.write_text(f"{os.path.abspath(data_dir)}\n")
         recipe.save(self._recipe_file, overwrite=True)
         with staged(self._labels_file, overwrite=True) as new:
             new.write_text("\n".join(data.labels) + "\n")

@@ -18,7 +18,6 @@ from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.checkpoints import Checkpoints
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.datasets import locate
-from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.evaluation import Validation
 from keras_resnext.training.interrupt import TrainingStoppedError
 from keras_resnext.training.interrupt import stop_flag
@@ -127,9 +126,7 @@ def train(
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(options.strategy)
     _check_support(recipe, options, strategy)
-    data = open_dataset(
-        recipe.dataset, options.data_dir, split_file=run.split_file
-    )
+    data = run.open_dataset(recipe, options.data_dir)
     if recipe.weights:
         find_source(recipe.weights, recipe.model)
     if data.is_folder:
@@ -142,7 +139,7 @@ def train(
     _prepare(data, strategy)
     _check_data(data, recipe, run)  # some of it is not known before
     if is_chief(strategy):
-        run.start(recipe, data)
+        run.start(recipe, data, options.data_dir)
     training = _Training(recipe, run, options, strategy, data, model)
     with stop_flag() as stop:
         training.run_epochs(
