@@ -7,7 +7,6 @@ integers; the same seed gives the same result.
 import functools
 import math
 
-import keras
 import tensorflow as tf
 
 # Luma weights of red, green and blue (ITU-R 601), as in Pillow.
@@ -65,19 +64,28 @@ def random_window(shape, smallest_area, seed):
     TensorShape([4])
 
     Reference:
-        Szegedy et al., arXiv 1409.4842, section 6, as in fb.resnet.torch.
+        Szegedy et al., arXiv 1409.4842, section 6, as in torchvision: ten
+        attempts with a uniform area and a log-uniform aspect ratio, then the
+        largest window in the centre.
     """
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.zeros((0, 0, 4)),
-        seed,
-        min_object_covered=0.0,
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(smallest_area, 1.0),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
+    area_seed, aspect_seed, place_seed = _split(seed, 3)
+    bounds = tf.cast(shape[:2], tf.float32)
+    height, width = tf.unstack(bounds)
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    area = tf.random.stateless_uniform((10,), area_seed, smallest_area, 1.0)
+    area *= height * width
+    aspect = tf.random.stateless_uniform((10,), aspect_seed, low, high)
+    sides = tf.stack([tf.exp(-aspect), tf.exp(aspect)], axis=1)
+    sides = tf.round(tf.sqrt(area[:, None] * sides))
+    fits = tf.reduce_all((sides > 0) & (sides <= bounds), axis=1)
+    largest = tf.round(tf.minimum(bounds, 4 / 3 * tf.stack([width, height])))
+    found = tf.reduce_any(fits)
+    size = tf.where(found, sides[tf.argmax(fits)], largest)
+    place = tf.random.stateless_uniform((2,), place_seed)
+    begin = tf.floor(
+        tf.where(found, place * (bounds - size + 1), (bounds - size) / 2)
     )
-    return tf.concat([begin[:2], size[:2]], axis=0)
+    return tf.cast(tf.concat([begin, size], axis=0), tf.int32)
 
 
 def flip(image, seed):
@@ -205,19 +213,12 @@ def erase(image, probability, seed):
     return tf.where(inside[..., None], tf.cast(_MEAN, image.dtype), image)
 
 
-class _Seeds(keras.random.SeedGenerator):
-    """A seed generator for Keras' layers that has no variable."""
-
-    def __init__(self, seed):
-        self._next = seed
-
-    def next(self, ordered=True):
-        seed, self._next = _split(self._next, 2)
-        return seed
-
-
 def make_mix(mixup, cutmix):
-    """Build mixup and CutMix, which blend the images and labels of a batch.
+    """Build mixup and CutMix, which blend each image with another one.
+
+    All images of a batch keep the same share, drawn from a beta distribution.
+    A rectangle of CutMix is clipped where it passes the border, and the share
+    of the label is that of the pixels.
 
     Args:
         mixup: Alpha of mixup, or 0.
@@ -226,40 +227,65 @@ def make_mix(mixup, cutmix):
 
     Returns:
         A function from images `(batch, height, width, channels)`,
-        probabilities, float32 `(batch, classes)`, and a seed to images and
-        probabilities of the same shapes.
+        probabilities, float32 `(batch, classes)`, and a seed to images,
+        float32, and probabilities of the same shapes.
 
     Example:
 
     >>> images, labels = make_mix(0.2, 1.0)(images, labels, seed=(0, 1))
 
     Reference:
-        arXiv 1710.09412 (mixup), arXiv 1905.04899 (CutMix).
+        arXiv 1710.09412 (mixup), arXiv 1905.04899 (CutMix), with the partners
+        of torchvision: the image before, and for the first one the last.
     """
-    layers = []
-    if mixup:
-        layers.append(keras.layers.MixUp(mixup, dtype="float32"))
-    if cutmix:
-        layers.append(keras.layers.CutMix((cutmix, cutmix), dtype="float32"))
+    kinds = [(_mixup, mixup)] * bool(mixup) + [(_cutmix, cutmix)] * bool(cutmix)
 
     def mix(images, labels, seed):
         choice, seed = _split(seed, 2)
-        which = tf.random.stateless_uniform(
-            (), choice, 0, len(layers), tf.int32
-        )
+        which = tf.random.stateless_uniform((), choice, 0, len(kinds), tf.int32)
         branches = [
-            functools.partial(_mixed, layer, images, labels, seed)
-            for layer in layers
+            functools.partial(kind, tf.cast(images, tf.float32), alpha, seed)
+            for kind, alpha in kinds
         ]
-        return tf.switch_case(which, branches)
+        images, kept = tf.switch_case(which, branches)
+        return images, _blend_with_previous(labels, kept)
 
     return mix
 
 
-def _mixed(layer, images, labels, seed):
-    change = layer.get_random_transformation(images, seed=_Seeds(seed))
-    labels = layer.transform_labels(labels, change)
-    return layer.transform_images(images, change), tf.cast(labels, tf.float32)
+def _mixup(images, alpha, seed):
+    """Blended images, and the share that each keeps of itself."""
+    kept = _beta(alpha, seed)
+    return _blend_with_previous(images, kept), kept
+
+
+def _cutmix(images, alpha, seed):
+    """Images with a rectangle of another one, and the share they keep."""
+    share_seed, place_seed = _split(seed, 2)
+    size = tf.cast(tf.shape(images)[1:3], tf.float32)
+    half = tf.floor(tf.sqrt(1 - _beta(alpha, share_seed)) / 2 * size)
+    center = tf.floor(tf.random.stateless_uniform((2,), place_seed) * size)
+    top, left = tf.unstack(tf.maximum(center - half, 0))
+    bottom, right = tf.unstack(tf.minimum(center + half, size))
+    height, width = tf.unstack(size)
+    y, x = tf.range(height)[:, None], tf.range(width)[None, :]
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    previous = tf.roll(images, 1, axis=0)
+    return tf.where(inside[..., None], previous, images), kept
+
+
+def _blend_with_previous(batch, kept):
+    return kept * batch + (1 - kept) * tf.roll(batch, 1, axis=0)
+
+
+def _beta(alpha, seed):
+    """One number from the beta distribution with both parameters alpha."""
+    # In float64, because float32 rounds small gammas of a small alpha to 0.
+    one, other = tf.unstack(
+        tf.random.stateless_gamma((2,), seed, alpha, dtype=tf.float64)
+    )
+    return tf.cast(one / (one + other), tf.float32)
 
 
 def trivial_augment(image, seed):

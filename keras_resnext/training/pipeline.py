@@ -218,7 +218,7 @@ def _make_mix(recipe):
         seed = tf.random.experimental.stateless_fold_in(
             tf.constant([recipe.seed, _MIX], tf.int64), number
         )
-        return *mix(tf.cast(images, tf.float32), labels, seed), weights
+        return *mix(images, labels, seed), weights
 
     return mixed
 
