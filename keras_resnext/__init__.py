@@ -13,6 +13,7 @@ from keras_resnext.cpu import turn_on_onednn
 from keras_resnext.quiet import limit_tensorflow_log
 
 if TYPE_CHECKING:
+    from keras_resnext import explain as explain
     from keras_resnext import export as export
     from keras_resnext import layers as layers
     from keras_resnext import training as training
@@ -87,7 +88,7 @@ _HOME = {
     "list_weights": "weights",
     "load_weights": "weights",
 }
-_MODULES = ("export", "layers", "training")
+_MODULES = ("explain", "export", "layers", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

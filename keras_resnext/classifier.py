@@ -419,12 +419,12 @@ class Classifier:
                 f"`batch_size` must be 1 or more; got {batch_size}."
             )
         check_on_bad_image(on_bad_image)
-        items = _named_images(images)
+        items = named_images(images)
         return self._predict(items, batch_size, on_bad_image)
 
     def _predict(self, items, batch_size, on_bad_image):
         """Classify batches while the next one is being read."""
-        for names, inputs in _read_ahead(self.transform, items, batch_size):
+        for names, inputs in read_ahead(self.transform, items, batch_size):
             errors = [x if isinstance(x, Exception) else None for x in inputs]
             if on_bad_image == "error":
                 for error in filter(None, errors):
@@ -567,7 +567,7 @@ def _read_metadata(path):
         ) from error
 
 
-def _named_images(images):
+def named_images(images):
     """Pairs of a name and an image for whatever `predict` takes."""
     if isinstance(images, (str, os.PathLike)):
         folder = pathlib.Path(images)
@@ -597,7 +597,7 @@ def _name_of(image, number):
     return str(number)
 
 
-def _read_ahead(transform, items, batch_size):
+def read_ahead(transform, items, batch_size):
     """Names and inputs by batch; the next is read while one is in use."""
 
     def read(image):

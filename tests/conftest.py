@@ -124,6 +124,17 @@ def toy_run(toy_recipe, tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def float64():
+    """Layers, and what Keras makes of Python's numbers, in float64."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
+
+
 @pytest.fixture(scope="session")
 def digits():
     """scikit-learn's digits, prepared."""

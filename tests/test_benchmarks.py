@@ -180,6 +180,7 @@ def test_another_function_is_refused():
             compare.check(group, workers(wrong))
 
 
+@pytest.mark.slow
 def test_growth_counts_what_it_changes():
     axes = {"resolution": [{"size": 64}, {"size": 128}]}
     points = growth.measure_growth(

@@ -245,8 +245,13 @@ def test_steps_in_one_call_are_the_same(recipe, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "trials",
-    [1, pytest.param(4, marks=pytest.mark.slow)],
+    ("recipe", "trials"),
+    [
+        pytest.param("sgd", 4, marks=pytest.mark.slow),
+        ("adamw", 1),
+        pytest.param("adamw", 4, marks=pytest.mark.slow),
+    ],
+    indirect=["recipe"],
 )
 def test_killed_and_started_again(trials, recipe, undisturbed, tmp_path):
     """At steps drawn at random."""

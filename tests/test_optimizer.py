@@ -83,16 +83,6 @@ def test_learning_rate_falls_in_steps():
         assert float(rate(299 * 390)) == pytest.approx(0.001)
 
 
-@pytest.fixture
-def float64():
-    policy = keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy(policy)
-
-
 STEPS, WARMUP = 60, 10
 _RATES = {
     "warm-up and cosine": (

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import importlib
 import json
 import logging
 import math
@@ -34,9 +35,14 @@ from keras_resnext.weights.registry import APACHE
 from keras_resnext.weights.registry import BSD
 from keras_resnext.weights.registry import NON_COMMERCIAL
 from keras_resnext.weights.registry import PUBLISHED
-from tests import torch_reference
 from tests.conftest import randomize
 from tests.regenerate_golden import GOLDEN
+
+
+def torch_reference():
+    """torchvision's networks; a test that asks is skipped without torch."""
+    return importlib.import_module("tests.torch_reference")
+
 
 LICENCES = (APACHE, BSD, NON_COMMERCIAL)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -131,16 +137,16 @@ def server(tmp_path, monkeypatch):
 def state_dict(name):
     """A random network of torchvision's or timm's, and its tensors."""
     if name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"):
-        network = torch_reference.torchvision.models.get_model(name)
+        network = torch_reference().torchvision.models.get_model(name)
     elif name == "resnext101_32x48d":  # as its authors' torch.hub entry does
-        resnet = torch_reference.torchvision.models.resnet
+        resnet = torch_reference().torchvision.models.resnet
         network = resnet.ResNet(
             resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=48
         )
     else:
         timm = pytest.importorskip("timm")
         network = timm.create_model(name)
-    return torch_reference.randomized(network)
+    return torch_reference().randomized(network)
 
 
 def serve(server, record, network):
@@ -154,7 +160,7 @@ def serve(server, record, network):
         return path
     path = server.folder / record.address.split("/", 3)[3]
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_reference.torch.save(network.state_dict(), path)
+    torch_reference().torch.save(network.state_dict(), path)
     return path
 
 
@@ -162,9 +168,9 @@ def their_transform(record):
     """What the publisher's own library does with a picture before the net."""
     if record.source == "torchvision":
         if not has_transform(record):
-            presets = torch_reference.torchvision.transforms._presets
+            presets = torch_reference().torchvision.transforms._presets
             return presets.ImageClassification(crop_size=224)
-        models = torch_reference.torchvision.models
+        models = torch_reference().torchvision.models
         version = record.tag.removeprefix("imagenet1k_").upper()
         enum = models.get_model_weights(record.model)
         return enum[f"IMAGENET1K_{version}"].transforms()
@@ -196,7 +202,7 @@ def assert_same_logits(model, network, record):
     """Pixels in, each side through its own preprocessing."""
     from PIL import Image
 
-    torch = torch_reference.torch
+    torch = torch_reference().torch
     images = pictures()[:2]
     theirs = their_transform(record)
     batch = torch.stack([theirs(Image.fromarray(x)) for x in images])
@@ -216,6 +222,7 @@ def has_transform(record):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "record",
     {
@@ -260,7 +267,7 @@ def test_records_are_the_publishers():
         share = config.test_crop_pct or config.crop_pct
         assert record.image_size == size
         assert record.resize_size == math.floor(size / share)
-    models = torch_reference.torchvision.models
+    models = torch_reference().torchvision.models
     for record in PUBLISHED:
         if record.source != "torchvision" or not has_transform(record):
             continue
@@ -350,7 +357,7 @@ def test_the_most_accurate_without_restrictions():
     [
         ("imagenet", "grouped"),
         ("imagenet1k_v1", "concatenated"),
-        ("a1h_in1k", "branches"),
+        pytest.param("a1h_in1k", "branches", marks=pytest.mark.slow),
     ],
 )
 def test_published_weights_give_their_logits(tag, form, server, monkeypatch):
@@ -401,7 +408,7 @@ def test_every_network_published(model, server, tmp_path, monkeypatch):
         layer.set_weights([0 * x for x in layer.get_weights()])
     if record.source == "huggingface":
         path = tmp_path / "w.pth"
-        torch_reference.torch.save(network.state_dict(), path)
+        torch_reference().torch.save(network.state_dict(), path)
     else:
         from safetensors.torch import save_file
 
@@ -426,7 +433,7 @@ def tiny_tensors(**arguments):
 
 def write(path, tensors):
     """A file of tensors in the format that its name says."""
-    torch = torch_reference.torch
+    torch = torch_reference().torch
     tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
     if path.suffix == ".pth":
         state = {"module." + k: torch.from_numpy(v) for k, v in tensors.items()}
@@ -541,7 +548,7 @@ def test_exported_weights_open_in_timm(tmp_path):
     ).eval()
     image = np.random.default_rng(0).normal(size=(1, 224, 224, 3))
     image = image.astype("float32")
-    torch = torch_reference.torch
+    torch = torch_reference().torch
     with torch.inference_mode():
         expected = network(torch.from_numpy(image.transpose(0, 3, 1, 2)))
     difference = np.abs(np.asarray(model(image)) - expected.numpy()).max()
@@ -583,7 +590,7 @@ def test_stem_is_adapted_as_timm_does(channels):
     pytest.importorskip("timm")
     from timm.models import adapt_input_conv
 
-    torch = torch_reference.torch
+    torch = torch_reference().torch
     kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 8))
     kernel = kernel.astype("float32")
     expected = adapt_input_conv(
@@ -677,6 +684,7 @@ def test_what_is_no_source_is_refused(wrong):
         tiny(weights=wrong)
 
 
+@pytest.mark.integration
 def test_files_of_nothing_of_the_kind(tmp_path):
     import h5py
 
@@ -699,6 +707,7 @@ def test_files_of_nothing_of_the_kind(tmp_path):
         tiny(weights=tmp_path / "run")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "content", [{"epoch": 3, "model": {}}, "tensor", b"", b"some text"]
 )
@@ -707,7 +716,7 @@ def test_pth_files_of_something_else(content, tmp_path):
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch = torch_reference.torch
+        torch = torch_reference().torch
         content = torch.zeros(3) if content == "tensor" else content
         torch.save(content, path)
     with pytest.raises(
@@ -733,9 +742,10 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
+@pytest.mark.integration
 def test_no_code_in_files_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch_reference.torch.save({"a": Evil()}, "evil.pth")
+    torch_reference().torch.save({"a": Evil()}, "evil.pth")
     with pytest.raises(
         ValueError, match="not a plain tensor checkpoint; it was not unpickled"
     ):
@@ -748,6 +758,7 @@ def test_no_code_in_files_is_run(tmp_path, monkeypatch):
     assert not pathlib.Path("evil").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.h5", "w.keras"])
 def test_a_web_page_is_no_weights(name, tmp_path):
     path = tmp_path / name
@@ -828,6 +839,7 @@ def test_another_file_is_refused_and_removed(server, plain):
     assert hub.fetch(record).read_bytes() == right
 
 
+@pytest.mark.integration
 def test_the_hubs_files_are_checked_too(server):
     _, tensors = tiny_tensors()
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
@@ -845,6 +857,7 @@ def test_the_hubs_files_are_checked_too(server):
     assert hub.fetch(record).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.integration
 def test_a_mirror_that_states_no_hash(server):
     """The first download is noted once it proves to be weights."""
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
@@ -878,6 +891,7 @@ def test_a_mirror_that_states_no_hash(server):
     assert hub.fetch(record).read_bytes() == right
 
 
+@pytest.mark.integration
 def test_a_revision_is_asked_for(server):
     record = keras_resnext.get_weights("resnext50", "a1_in1k@v1")
     path = server.folder / record.address / "model.safetensors"
@@ -961,6 +975,7 @@ def test_no_answer_is_an_error_within_five_seconds(
     over.set()
 
 
+@pytest.mark.integration
 def test_what_is_cached_needs_no_network(server, closed, monkeypatch):
     _, tensors = tiny_tensors()
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
@@ -1157,7 +1172,7 @@ def test_predict_and_evaluate_published(server, run_cli, tmp_path):
     network = state_dict("resnext50_32x4d")
     record = keras_resnext.get_weights("resnext50", "tv2_in1k")
     serve(server, record, network)
-    theirs, torch = their_transform(record), torch_reference.torch
+    theirs, torch = their_transform(record), torch_reference().torch
     photos = pictures()[:4]
     with torch.inference_mode():
         scores = network(
