@@ -23,6 +23,8 @@ from PIL import Image
 import keras_resnext
 from keras_resnext import cpu
 from keras_resnext import paper
+from keras_resnext.cli.console import epoch_line
+from keras_resnext.cli.console import training_progress
 from keras_resnext.cli.console import warnings_as_lines
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
@@ -30,6 +32,7 @@ from keras_resnext.layers import conv_implementation
 from keras_resnext.layers import pointwise_implementation
 from keras_resnext.training import Recipe
 from keras_resnext.training import Run
+from keras_resnext.training.trainer import Progress
 from keras_resnext.variants import list_models
 
 
@@ -361,6 +364,24 @@ def test_warnings_are_lines(capsys):
     with warnings_as_lines():
         log.warning("the [files] of %s differ", "a run")
     assert capsys.readouterr().err == "Warning: the [files] of a run differ\n"
+
+
+def test_progress_is_shown_in_files_too(capsys, monkeypatch):
+    """A line a minute, and one an epoch."""
+    minutes = iter([0, 0, 0.5, 1.1, 1.2, 2.0, 2.15])
+    monkeypatch.setattr("time.monotonic", lambda: 60 * next(minutes))
+    entry = {"loss": 0.5, "accuracy": 0.25, "val_loss": 1, "val_accuracy": 0.2}
+    entry |= {"epoch": 1, "images_per_second": 8.0, "input_wait": 0.01}
+    with training_progress() as (on_step, on_epoch):
+        for step in (1, 2, 3, 4):
+            on_step(Progress(1, step, 6, 0.6, 0.5, 0.25, 8.0, 0.01))
+        on_epoch(entry)
+        on_step(Progress(2, 5, 6, 0.6, 0.5, 0.25, 8.0, 0.01))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "epoch   1, step 3 of 6: loss 0.500 accuracy 0.250 8 images/s",
+        epoch_line(entry),
+    ]
 
 
 def test_version_and_completion(run_cli):

@@ -18,6 +18,13 @@ from keras_resnext.training import train
 from keras_resnext.training import trainer
 
 
+def test_speed_is_that_of_training(toy_run):
+    """Not of tracing, which takes a hundred times as long as a step here."""
+    first, *others = [entry["images_per_second"] for entry in toy_run.history]
+    assert first > min(others) / 5
+    assert all(0 <= e["input_wait"] <= 1 for e in toy_run.history)
+
+
 def test_best_model_is_the_best_epochs(toy_run, shades):
     best = max(entry["val_accuracy"] for entry in toy_run.history)
     model = keras.saving.load_model(toy_run.best_model_file)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from keras_resnext.quiet import hidden_stderr
+
+SECONDS_BETWEEN_LINES = 60  # of progress, in a file
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
@@ -118,37 +121,54 @@ def progress_bar(unit):
 
 @contextlib.contextmanager
 def training_progress():
-    """A bar over the whole run, and a line above it for each epoch."""
+    """A bar over the whole run, and a line for each epoch.
+
+    Where the output is no terminal, a line a minute stands for the bar.
+    """
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=10),
-        TextColumn(
-            "loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f} "
-            "{task.fields[speed]:.0f} images/s, left"
-        ),
+        TextColumn("{task.description}, left"),
         TimeRemainingColumn(compact=True),
         console=console,
+        disable=not console.is_terminal,
     )
-    task = None
+    task, last_line = None, time.monotonic()
 
     def on_step(progress):
-        nonlocal task
-        fields = {
-            "epoch": progress.epoch,
-            "loss": progress.loss,
-            "accuracy": progress.accuracy,
-            "speed": progress.images_per_second,
-        }
+        nonlocal task, last_line
+        text = (
+            f"loss {progress.loss:.3f} accuracy {progress.accuracy:.3f} "
+            f"{progress.images_per_second:.0f} images/s"
+        )
+        now = time.monotonic()
+        if not console.is_terminal and now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            console.print(
+                f"epoch {progress.epoch:3d}, step {progress.step} of "
+                f"{progress.steps}: {text}",
+                highlight=False,
+            )
         if task is None:
             # A resumed run starts its clock where it resumes.
             task = bar.add_task(
-                "", total=progress.steps, completed=progress.step, **fields
+                text,
+                total=progress.steps,
+                completed=progress.step,
+                epoch=progress.epoch,
             )
             bar.start()  # not before: it ends with a line of its own
         else:
-            bar.update(task, completed=progress.step, **fields)
+            bar.update(
+                task,
+                completed=progress.step,
+                description=text,
+                epoch=progress.epoch,
+            )
 
     def on_epoch(entry):
+        nonlocal last_line
+        last_line = time.monotonic()
         bar.print(epoch_line(entry))
 
     try:

@@ -205,6 +205,27 @@ class _Phase:
     optimizer: keras.optimizers.Optimizer
 
 
+@dataclasses.dataclass
+class _Clock:
+    """Time of an epoch's steps, without the calls that were traced first."""
+
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    steps: int = 0
+    waited: float = 0.0
+    traced: list = dataclasses.field(default_factory=list)
+
+    def read(self):
+        """Steps per second, and the share of time spent waiting for input."""
+        seconds = time.perf_counter() - self.started
+        steps, waited = self.steps, self.waited
+        for traced_steps, traced_seconds, traced_wait in self.traced:
+            if steps > traced_steps:  # else there is nothing else to go by
+                steps -= traced_steps
+                seconds -= traced_seconds
+                waited -= traced_wait
+        return steps / seconds, waited / seconds
+
+
 class _Training:
     """The state of a run in progress."""
 
@@ -253,6 +274,7 @@ class _Training:
     def _enter(self, phase):
         """Train what a phase trains."""
         self.phase = phase
+        self.traced = set()  # numbers of steps in a call
         set_trainable(self.model, self.recipe, head_only=phase.head_only)
         weights = None
         if self.recipe.class_weight == "balanced":
@@ -363,16 +385,13 @@ class _Training:
             bad=self.bad,
             first_step=first - epoch * self.steps_per_epoch,
         )
-        started, waited = time.perf_counter(), 0.0
+        clock = _Clock()
         # If a checkpoint was saved after the epoch's last step.
-        progress = self._progress(epoch, 0, 0, started, 0.0)
+        progress = self._progress(epoch, 0, clock)
         while (step := int(self.step)) < end:
-            sums = self._run_steps(batches, self._count(step, end), stop)
+            sums = self._run_steps(batches, self._count(step, end), stop, clock)
             step = int(self.step)
-            waited += sums[steps.WAITED]
-            progress = self._progress(
-                epoch, step - first, sums, started, waited
-            )
+            progress = self._progress(epoch, sums, clock)
             self.log.add_steps(step, progress.last_loss, self._learning_rate())
             on_step(progress)
             if step < end:  # else after the evaluation
@@ -385,10 +404,17 @@ class _Training:
         every = self.options.save_every_steps
         return min(count, every - step % every) if every else count
 
-    def _run_steps(self, batches, count, stop):
+    def _run_steps(self, batches, count, stop, clock):
         """Train for some steps; see `make_train_steps` for the sums."""
         stop = tf.constant(1.0 if stop() else 0.0)
+        before = time.perf_counter()
         sums = self.train_steps(batches, count, stop).numpy()
+        waited = float(sums[steps.WAITED])
+        clock.steps += count
+        clock.waited += waited
+        if count not in self.traced:
+            self.traced.add(count)
+            clock.traced.append((count, time.perf_counter() - before, waited))
         self.bad.check()
         self.totals.assign_add(sums)
         self.step.assign_add(count)
@@ -412,13 +438,13 @@ class _Training:
                 "same training again to resume."
             )
 
-    def _progress(self, epoch, done, sums, started, waited):
-        """The `Progress` after `done` steps in this process's epoch."""
-        seconds = time.perf_counter() - started
+    def _progress(self, epoch, sums, clock):
+        """The `Progress` after a call, whose sums are 0 before the first."""
+        steps_per_second, waited = clock.read()
         totals = self.totals.numpy()
         images = max(1.0, totals[steps.IMAGES])
         last_loss = math.nan
-        if done:
+        if clock.steps:
             last_loss = float(sums[steps.LOSS] / max(1.0, sums[steps.IMAGES]))
         return Progress(
             epoch=epoch + 1,
@@ -427,10 +453,8 @@ class _Training:
             last_loss=last_loss,
             loss=float(totals[steps.LOSS] / images),
             accuracy=float(totals[steps.CORRECT] / images),
-            images_per_second=done * self.recipe.batch_size / seconds,
-            input_wait=(
-                None if self.options.deterministic else float(waited / seconds)
-            ),
+            images_per_second=steps_per_second * self.recipe.batch_size,
+            input_wait=None if self.options.deterministic else waited,
         )
 
     def _check_finite(self, step):
