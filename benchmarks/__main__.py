@@ -1,6 +1,5 @@
-"""python -m benchmarks: time this package and its peers; study digits."""
+"""python -m benchmarks: time this package and its peers; train and compare."""
 
-import dataclasses
 import json
 import pathlib
 import sys
@@ -132,41 +131,49 @@ def study(
     folder: FolderOption = None,
     runs: Annotated[
         pathlib.Path,
-        typer.Option(help="Where trained networks are kept; it goes on there."),
+        typer.Option(help="Where the run under way is kept, to go on there."),
     ] = pathlib.Path("runs/study"),
-    seeds: Annotated[
-        int, typer.Option(min=2, help="Runs of each network.")
-    ] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 10,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Start no run after as many minutes."),
+    ] = None,
 ):
-    """Train cardinalities 1 to 32 on digits, with and without shortcuts.
+    """Cardinality, width, depth and shortcuts on Fashion-MNIST.
 
-    At constant complexity; half an hour on two cores.
+    45 runs of three seeds and 21 more of the networks that a question is
+    about; finished ones are read from results/study.jsonl. Half a day on two
+    cores. `make fashion` prepares the images without a network.
     """
-    from benchmarks.study import draw_study
-    from benchmarks.study import print_study
+    from benchmarks.study import MORE_SEEDS
+    from benchmarks.study import NETWORKS
+    from benchmarks.study import SEEDS
     from benchmarks.study import run_study
-    from keras_resnext.training import Recipe
-    from keras_resnext.training.datasets import open_dataset
+    from benchmarks.verdict import QUESTIONS
+    from benchmarks.verdict import detectable
+    from benchmarks.verdict import draw_study
+    from benchmarks.verdict import print_study
+    from keras_resnext.cli.console import start_tensorflow
 
-    recipe = Recipe(
-        image_size=8, crop_padding=1, epochs=epochs, warmup_epochs=0.2 * epochs
-    )
+    start_tensorflow()
+    for count in (SEEDS, MORE_SEEDS):
+        console.print(
+            f"{count} paired seeds whose errors deviate by 0.2 points each "
+            f"show a difference of {detectable(0.2 * 2**0.5, count):.2f} "
+            "points four times in five, all questions together at 5 %.",
+            highlight=False,
+        )
+    asked = {network for q in QUESTIONS for network in (q.one, q.other)}
     folder = folder or report.FOLDER
-    records = run_study(runs, recipe=recipe, seeds=seeds, log=console.print)
-    data = open_dataset(recipe.dataset)
-    held_out = data.num_examples(data.val_split)
-    _write(
-        folder / "study.json",
-        {
-            "about": machine.describe(),
-            "recipe": dataclasses.asdict(recipe),
-            "held_out": held_out,
-            "records": records,
-        },
+    records = run_study(
+        folder / "study.jsonl",
+        runs,
+        seeds={n: MORE_SEEDS if n in asked else SEEDS for n in NETWORKS},
+        minutes=float("inf") if minutes is None else minutes,
+        log=console.print,
     )
-    draw_study(records, folder / "study.svg")
-    print_study(records, held_out, console)
+    if records:
+        draw_study(records, folder / "study.svg")
+        print_study(records, console)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The harness that times others: its protocol, its checks, its tables."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import types
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 import keras_resnext
 from benchmarks import compare
@@ -20,12 +22,12 @@ from benchmarks import growth
 from benchmarks import machine
 from benchmarks import report
 from benchmarks import study
+from benchmarks import verdict
 from benchmarks.harness import Worker
 from benchmarks.harness import WorkerError
 from benchmarks.harness import summary
 from benchmarks.harness import take_turns
 from benchmarks.job import Job
-from keras_resnext.training import Recipe
 
 pytestmark = pytest.mark.integration
 
@@ -196,54 +198,116 @@ def test_growth_counts_what_it_changes():
 
 @pytest.mark.slow
 def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    options = {
-        "recipe": Recipe(image_size=8, epochs=1, warmup_epochs=0.5),
-        "depth": 11,
-        "seeds": 2,
-        "networks": [
-            {"cardinality": 1, "base_width": 8},
-            {"cardinality": 4, "base_width": 2},
-        ],
+    fields = study.FIELDS | {
+        "dataset": "digits",
+        "image_size": 8,
+        "epochs": 1,
+        "warmup_epochs": 0.5,
     }
-    lines = []
-    records = study.run_study(tmp_path, log=lines.append, **options)
-    assert len(records) == len(lines) == 8
-    assert len({record["loss"] for record in records}) == 8
-    cost = {
-        (r["cardinality"], r["multiply_adds"]) for r in records if r["residual"]
+    seeds = {
+        ("resnext11_1x8d_f32", True): 2,
+        ("resnext11_4x2d_f32", True): 1,
+        ("resnext11_4x2d_f32", False): 1,
     }
-    assert len(cost) == 2
+    file, lines = tmp_path / "study.jsonl", []
+
+    def run(**options):
+        return study.run_study(
+            file,
+            tmp_path / "runs",
+            fields=fields,
+            seeds=seeds,
+            log=lines.append,
+            **options,
+        )
+
+    assert run(minutes=0) == []
+    run()
+    records = study.read_records(file)
+    assert [(r["model"], r["residual"], r["seed"]) for r in records] == [
+        *((model, residual, 0) for model, residual in seeds),
+        ("resnext11_1x8d_f32", True, 1),
+    ]
+    assert len({record["loss"] for record in records}) == len(lines) == 4
+    assert not list((tmp_path / "runs").iterdir())
+    for record in records:
+        right = study.right_images(record)
+        assert right.size == 360
+        error = 100 * (1 - right.mean())
+        assert error == pytest.approx(record["error"])
 
     def refuse(*_, **__):
         raise AssertionError("a finished run is trained again")
 
     monkeypatch.setattr("keras_resnext.training.trainer._Training", refuse)
-    assert study.run_study(tmp_path, log=print, **options) == records
+    assert run() == records
 
 
-def test_study_says_what_numbers_show():
+def made_up(question, difference, seeds, changed):
+    """Records of two networks; `changed` images differ a seed, each way."""
     rng = np.random.default_rng(0)
-    records = [
-        {
-            "cardinality": c,
-            "base_width": 1,
-            "residual": residual,
-            "seed": seed,
-            "loss": (1 if residual else 3) + 0.1 * rng.normal(),
-            "error": 10.0,
-        }
-        for c in (1, 32)
-        for residual in study.RESIDUAL
-        for seed in range(3)
-    ]
-    cardinality, *shortcuts, chance = study.verdict(records, 100)
-    assert cardinality.startswith("32x1d against 1x1d: test loss")
-    assert "over 3 seeds" in cardinality
-    assert cardinality.endswith("(Welch): not shown.")
-    assert all(line.endswith(": a difference.") for line in shortcuts)
-    # sqrt(0.1 * 0.9 / 100)
-    assert "1.00 % of error" in chance
-    assert "of 10.0 % by 3.0 %" in chance
+    records = []
+    for seed in range(seeds):
+        right = rng.random(10_000) > 0.08
+        other = right.copy()
+        flipped = rng.permutation(np.flatnonzero(right))[
+            : changed + round(100 * difference)
+        ]
+        mended = rng.permutation(np.flatnonzero(~right))[:changed]
+        other[flipped], other[mended] = False, True
+        for (model, residual), found in (
+            (question.one, other),
+            (question.other, right),
+        ):
+            packed = base64.b64encode(np.packbits(found)).decode()
+            records.append(
+                {
+                    "model": model,
+                    "residual": residual,
+                    "seed": seed,
+                    "images": 10_000,
+                    "right": packed,
+                    "error": 100 * (1 - found.mean()) + 0.02 * rng.normal(),
+                    "loss": 0.2,
+                    "training_loss": 0.1,
+                    "multiply_adds": 1e7,
+                    "params": 1e5,
+                }
+            )
+    return records
+
+
+def test_study_says_what_numbers_show(tmp_path):
+    question = verdict.QUESTIONS[1]
+    records = made_up(question, 1.5, 6, changed=300)
+    found = verdict.compare(question, records)
+    assert found["difference"] == pytest.approx(1.5, abs=0.05)
+    low, high = found["interval"]
+    assert low < 1.5 < high
+    assert found["shown"]
+    first, asked, *_ = verdict.answers(records)
+    assert first == "32 paths instead of one, at constant cost: not run yet."
+    assert asked.startswith("no shortcuts, one path: error +1.5")
+    assert asked.endswith("a difference. In the paper, on ImageNet: +7.3.")
+    # The seeds agree, and the images do not: 315 against 300.
+    small = made_up(question, 0.15, 6, changed=300)
+    found = verdict.compare(question, small)
+    assert found["p_seeds"] < 0.01 < found["p_images"]
+    assert not found["shown"]
+    verdict.draw_study(records, tmp_path / "study.svg")
+    assert "<svg" in (tmp_path / "study.svg").read_text()
+
+
+def test_power_is_that_of_the_test():
+    """Counted in 20,000 experiments."""
+    deviation, seeds = 0.28, 4
+    effect = verdict.detectable(deviation, seeds, questions=2)
+    differences = np.random.default_rng(0).normal(
+        effect, deviation, (20_000, seeds)
+    )
+    found = ttest_1samp(differences, 0, axis=1).pvalue < 0.05 / 2
+    # Three standard deviations of a share.
+    assert found.mean() == pytest.approx(0.8, abs=3 * (0.16 / 20_000) ** 0.5)
 
 
 def test_readme_has_the_stored_numbers():
@@ -314,7 +378,3 @@ def test_pictures(tmp_path):
         assert all(f">{name}<" in comparison for name in group["subjects"])
     for axis in growth.AXES:
         assert f">{axis}<" in growths
-    records = json.loads((report.FOLDER / "study.json").read_text())["records"]
-    study.draw_study(records, tmp_path / "c.svg")
-    text = (tmp_path / "c.svg").read_text()
-    assert all(f">{name}<" in text for name in ("1x64d", "32x4d"))

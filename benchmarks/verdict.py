@@ -1,0 +1,291 @@
+"""What the study's records show, and what they cannot show."""
+
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+
+from benchmarks.study import CONSTANT_COST
+from benchmarks.study import NETWORKS
+from benchmarks.study import right_images
+
+LEVEL = 0.05  # of all questions together
+POWER = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Whether one network errs less than another.
+
+    Args:
+        text: The question.
+        one: Model, and whether it has shortcuts.
+        other: The same of the network it is compared with.
+        paper: The paper's difference of top-1 errors on ImageNet, in points.
+    """
+
+    text: str
+    one: tuple[str, bool]
+    other: tuple[str, bool]
+    paper: float
+
+
+_PLAIN, _PATHS = "resnext11_1x16d_f64", "resnext11_32x1d_f64"
+QUESTIONS = (
+    Question(
+        "32 paths instead of one, at constant cost",
+        (_PATHS, True),
+        (_PLAIN, True),
+        22.2 - 23.9,
+    ),
+    Question(
+        "no shortcuts, one path", (_PLAIN, False), (_PLAIN, True), 31.2 - 23.9
+    ),
+    Question(
+        "no shortcuts, 32 paths", (_PATHS, False), (_PATHS, True), 26.1 - 22.2
+    ),
+    Question(
+        "at twice the cost, 64 paths instead of more layers",
+        ("resnext11_64x1d_f64", True),
+        ("resnext20_1x16d_f64", True),
+        20.4 - 21.7,
+    ),
+    Question(
+        "at twice the cost, 64 paths instead of a wider one",
+        ("resnext11_64x1d_f64", True),
+        ("resnext11_1x25d_f64", True),
+        20.4 - 21.3,
+    ),
+)
+
+
+def detectable(
+    deviation: float, seeds: int, questions: int = len(QUESTIONS)
+) -> float:
+    """The difference that a paired t-test over seeds finds four times in five.
+
+    Args:
+        deviation: Standard deviation of the difference of one pair.
+        seeds: Number of pairs.
+        questions: Tests that share the level of 0.05. Defaults to all.
+
+    Returns:
+        The difference, in the unit of `deviation`.
+
+    Example:
+
+    >>> round(detectable(0.28, 3, 1), 2)
+    0.91
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct
+    from scipy.stats import t
+
+    limit = t.isf(LEVEL / questions / 2, seeds - 1)
+
+    def missing(effect):
+        return nct.sf(limit, seeds - 1, effect) - POWER
+
+    return brentq(missing, 0, 500) * deviation / math.sqrt(seeds)
+
+
+def compare(question: Question, records: list[dict]) -> dict | None:
+    """Answer a question from paired seeds, and from paired images.
+
+    Args:
+        question: A `Question`.
+        records: Result of `run_study`.
+
+    Returns:
+        A dict: seeds, difference of errors in points, its interval over seeds,
+        p of a paired t-test, p of McNemar's test in the median seed, and
+        whether both show a difference. `None` with less than two seeds.
+    """
+    from scipy.stats import binomtest
+    from scipy.stats import t
+    from scipy.stats import ttest_rel
+
+    ones, others = (
+        {r["seed"]: r for r in records if (r["model"], r["residual"]) == which}
+        for which in (question.one, question.other)
+    )
+    seeds = sorted(ones.keys() & others.keys())
+    if len(seeds) < 2:
+        return None
+    errors = [[found[s]["error"] for s in seeds] for found in (ones, others)]
+    differences = np.subtract(*errors)
+    mean, deviation = differences.mean(), differences.std(ddof=1)
+    half = t.isf(LEVEL / len(QUESTIONS) / 2, len(seeds) - 1)
+    half *= deviation / math.sqrt(len(seeds))
+    by_image = []
+    for seed in seeds:
+        one, other = (right_images(found[seed]) for found in (ones, others))
+        better, worse = (one & ~other).sum(), (other & ~one).sum()
+        by_image.append(
+            binomtest(int(better), int(better + worse)).pvalue
+            if better + worse
+            else 1.0
+        )
+    by_seed = float(ttest_rel(*errors).pvalue)
+    mcnemar = statistics.median(by_image)
+    level = LEVEL / len(QUESTIONS)
+    return {
+        "seeds": len(seeds),
+        "difference": float(mean),
+        "interval": (float(mean - half), float(mean + half)),
+        "p_seeds": by_seed,
+        "p_images": mcnemar,
+        "shown": by_seed < level and mcnemar < level,
+    }
+
+
+def answers(records: list[dict]) -> list[str]:
+    """What the records say to each question, in sentences."""
+    lines = []
+    for question in QUESTIONS:
+        found = compare(question, records)
+        if found is None:
+            lines.append(f"{question.text}: not run yet.")
+            continue
+        low, high = found["interval"]
+        verdict = "a difference" if found["shown"] else "not shown"
+        lines.append(
+            f"{question.text}: error {found['difference']:+.2f} points, "
+            f"{low:+.2f} to {high:+.2f} over {found['seeds']} paired seeds "
+            f"(p = {found['p_seeds']:.3f}), McNemar's p = "
+            f"{found['p_images']:.3f} in the median seed: {verdict}. In the "
+            f"paper, on ImageNet: {question.paper:+.1f}."
+        )
+    return lines
+
+
+def groups(records: list[dict]) -> dict[tuple[str, bool], list[dict]]:
+    """The records of each network, in the order of `NETWORKS`."""
+    found = {network: [] for network in NETWORKS}
+    for record in records:
+        network = record["model"], record["residual"]
+        found.setdefault(network, []).append(record)
+    return {network: rows for network, rows in found.items() if rows}
+
+
+def print_study(records: list[dict], console) -> None:
+    """Print means and deviations of each network, then the answers."""
+    from rich.table import Table
+
+    table = Table(
+        "",
+        "multiply-adds (M)",
+        "parameters (k)",
+        "seeds",
+        "test error (%)",
+        "test loss",
+        "training loss",
+        title="Fashion-MNIST: mean and standard deviation over seeds",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for (model, residual), rows in groups(records).items():
+        table.add_row(
+            model + ("" if residual else ", no shortcuts"),
+            f"{rows[0]['multiply_adds'] / 1e6:.1f}",
+            f"{rows[0]['params'] / 1e3:.0f}",
+            str(len(rows)),
+            *(
+                _with_deviation([row[value] for row in rows], digits)
+                for value, digits in (
+                    ("error", 2),
+                    ("loss", 4),
+                    ("training_loss", 4),
+                )
+            ),
+        )
+    console.print(table)
+    for line in answers(records):
+        console.print(line, highlight=False)
+
+
+def _with_deviation(values, digits):
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def draw_study(records: list[dict], path) -> None:
+    """Draw the errors: each run, and mean and deviation of each network."""
+    import matplotlib.pyplot as plt
+
+    from benchmarks.report import STYLE
+
+    plt.rcParams.update(STYLE)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.5), layout="constrained", sharey=True
+    )
+    found = groups(records)
+    for residual, color in ((True, "#c2571a"), (False, "#4a6fa5")):
+        names = [
+            (f"resnext11_{paths}_f64", residual) for paths in CONSTANT_COST
+        ]
+        label = f"with{'' if residual else 'out'} shortcuts"
+        _draw_line(left, names, found, color, label)
+    left.set_xticks(range(len(CONSTANT_COST)), CONSTANT_COST)
+    left.set(
+        xlabel="cardinality x base width, 11 layers, constant cost",
+        ylabel="test error (%)",
+    )
+    left.legend()
+    # By cost, the two starting points first.
+    costly = sorted(
+        (
+            (rows[0]["multiply_adds"], network)
+            for network, rows in found.items()
+            if network[1]
+            and (
+                network[0] not in {f"resnext11_{p}_f64" for p in CONSTANT_COST}
+                or network[0] in (_PLAIN, _PATHS)
+            )
+        ),
+    )
+    names = [network for _, network in costly]
+    _draw_line(right, names, found, "#c2571a", None, line="")
+    right.set_xticks(
+        range(len(names)),
+        [
+            f"{model.removeprefix('resnext').removesuffix('_f64')}\n"
+            f"{cost / 1e6:.0f} M"
+            for cost, (model, _) in costly
+        ],
+    )
+    right.set(xlabel="layers_cardinality x base width, and multiply-adds")
+    for axis in (left, right):
+        axis.grid(alpha=0.2)
+    seeds = len({record["seed"] for record in records})
+    figure.suptitle(
+        "Fashion-MNIST, 10,000 test images: each run, and mean and standard "
+        f"deviation of up to {seeds} seeds"
+    )
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _draw_line(axis, names, found, color, label, line="-"):
+    """Means with error bars, and a cross for each run."""
+    points = [
+        (place, [row["error"] for row in found[name]])
+        for place, name in enumerate(names)
+        if name in found
+    ]
+    if not points:
+        return
+    axis.errorbar(
+        [place for place, _ in points],
+        [statistics.mean(errors) for _, errors in points],
+        [statistics.stdev(e) if len(e) > 1 else 0 for _, e in points],
+        fmt="o" + line,
+        color=color,
+        capsize=4,
+        label=label,
+    )
+    for place, errors in points:
+        axis.plot([place] * len(errors), errors, "x", color=color, alpha=0.5)
