@@ -142,14 +142,22 @@ def distributed_batches(
 
 
 def gather(strategy: tf.distribute.Strategy, value: int) -> list[int]:
-    """A number of every worker; each waits here for all others."""
+    """A number of every replica; each worker waits here for all others."""
+    if strategy.num_replicas_in_sync == 1:
+        return [value]
+    return _gather_function(strategy)(tf.constant([value])).numpy().tolist()
+
+
+@functools.cache
+def _gather_function(strategy):
+    """One per strategy, because each would be traced."""
 
     @tf.function
     def gathered(tensor):
         tensor = strategy.run(tf.identity, args=(tensor,))
         return strategy.gather(tensor, axis=0)
 
-    return gathered(tf.constant([value])).numpy().tolist()
+    return gathered
 
 
 @functools.cache
