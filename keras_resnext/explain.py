@@ -151,7 +151,7 @@ def overlay(
     heat: np.ndarray,
     *,
     opacity: float = 0.6,
-    colormap: str = "inferno",
+    colormap: str = "turbo",
 ) -> np.ndarray:
     """Lay a heat map over its image.
 
@@ -164,7 +164,8 @@ def overlay(
         heat: What `grad_cam` returned, `(rows, columns)`; or attributions
             `(height, width, channels)`, of which the positive sums count.
         opacity: Share of the colour at the hottest place. Defaults to 0.6.
-        colormap: One of Matplotlib's. Defaults to `"inferno"`.
+        colormap: One of Matplotlib's. Defaults to `"turbo"`, whose hot end
+            is dark red, which shows on white too.
 
     Returns:
         uint8 `(height, width, 3)`.
