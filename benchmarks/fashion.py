@@ -45,7 +45,7 @@ def prepare(
 
     Raises:
         FileNotFoundError: if a file, or `apt-get`, is missing.
-        ValueError: if a file is no gzip file.
+        ValueError: if a file is not a gzip file.
 
     Example:
 
@@ -88,7 +88,7 @@ def restore(content: bytes, name: str) -> bytes:
     """
     if content[:4] == _PLAIN:
         data = content[10:]
-    elif content[:4] == _NAMED:
+    elif content[:4] == _NAMED and b"\0" in content[10:]:
         data = content[content.index(b"\0", 10) + 1 :]
     else:
         raise ValueError(
@@ -115,6 +115,12 @@ def _download(place):
             "`source` must be a folder with Fashion-MNIST's four .gz files "
             "where there is no apt-get."
         ) from error
+    except subprocess.CalledProcessError as error:
+        raise FileNotFoundError(
+            f"apt-get could not download {PACKAGE}; its message is above. Run "
+            "`apt-get update`, or give a folder with the four .gz files as "
+            "`source` (--source)."
+        ) from error
     (package,) = place.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", package, place / "files"], check=True)
     return place / "files"
@@ -124,6 +130,6 @@ def _find(folder, name):
     path = next(iter(sorted(folder.rglob(name))), None)
     if path is None:
         raise FileNotFoundError(
-            f"`source` must have the file {name}; {folder} has not."
+            f"`source` must have the file {name}; {folder} does not have it."
         )
     return path

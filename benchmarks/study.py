@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import machine
 
 RECORDS = pathlib.Path(__file__).parent / "results" / "study.jsonl"
-# Of the first stage 64 channels, a quarter of the paper's, and 11 layers.
+# 11 layers; the first stage has 64 channels, a quarter of the paper's.
 CONSTANT_COST = ("1x16d", "2x10d", "4x6d", "8x3d", "32x1d")
 TWICE_THE_COST = (
     "resnext20_1x16d_f64",  # deeper
@@ -81,6 +81,7 @@ def run_study(
     start = time.monotonic()
     done = read_records(records)
     known = {(r["model"], r["residual"], r["seed"]) for r in done}
+    _check_recipe(Recipe(**fields), done, records)
     # All networks with one seed before the next, so that what is there can
     # be compared.
     for seed in range(max(seeds.values())):
@@ -104,10 +105,44 @@ def run_study(
 
 
 def read_records(path: pathlib.Path) -> list[dict]:
-    """The records of finished runs."""
+    """The records of finished runs.
+
+    Raises:
+        ValueError: if a line is no JSON; it names the file.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} must have a JSON record a line: {error}"
+        ) from error
+
+
+def _check_recipe(recipe, done, path):
+    """Refuse records of another recipe: they would not be comparable."""
+    wanted = json.loads(json.dumps(_fixed_fields(recipe)))
+    for record in done:
+        if record["recipe"] != wanted:
+            different = [
+                name
+                for name in wanted
+                if record["recipe"].get(name) != wanted[name]
+            ]
+            raise ValueError(
+                f"`records` must be of this recipe; {path} has others, in "
+                f"{', '.join(different)}. Move it away to start again."
+            )
+
+
+def _fixed_fields(recipe):
+    """The fields that all runs of a study have in common."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(recipe).items()
+        if name not in ("model", "residual", "seed")
+    }
 
 
 def describe(record: dict) -> str:
@@ -151,11 +186,7 @@ def _run(recipe, folder):
         "versions": {
             name: about["versions"][name] for name in ("tensorflow", "keras")
         },
-        "recipe": {
-            name: value
-            for name, value in dataclasses.asdict(recipe).items()
-            if name not in ("model", "residual", "seed")
-        },
+        "recipe": _fixed_fields(recipe),
     }
 
 

@@ -26,7 +26,9 @@ DEFAULT_FILTERS = 256  # as in all networks of the paper
 STEM = "conv1_conv"
 CLASSIFIER = "predictions"
 
-_NETWORK = re.compile(r"resnext(\d+)_(\d+)x(\d+)d(?:_f(\d+))?")
+_NETWORK = re.compile(
+    r"resnext([1-9][0-9]*)_([1-9][0-9]*)x([1-9][0-9]*)d(?:_f([1-9][0-9]*))?"
+)
 _NAME = re.compile(
     r"(?P<block>.+?)_(?P<part>([0-3]_)?[a-z]+)(_path(?P<path>\d+))?"
 )

@@ -310,7 +310,7 @@ def build(model: str, **arguments) -> keras.Model:
     `resnext<depth>_<cardinality>x<base_width>d`: depth 50, 101, 152 or 200
     for the ImageNet nets, and any other depth of the form 9n + 2 for the
     CIFAR nets with three stages of n blocks. With `_f<filters>` at the end,
-    the first stage's output has as many channels instead of 256.
+    the first stage's output has that many channels instead of 256.
 
     Args:
         model: The name.
@@ -334,7 +334,12 @@ def build(model: str, **arguments) -> keras.Model:
     network = parse_network(name)
     if network:
         depth, cardinality, base_width, filters = network
-        arguments = {"name": name, "filters": filters, **arguments}
+        if arguments.setdefault("filters", filters) != filters:
+            raise ValueError(
+                f"`filters` must be left out or agree with `model`, {name}: "
+                f"{filters}; got {arguments['filters']!r}."
+            )
+        arguments.setdefault("name", str(network))
         if depth in _DEPTHS:
             stem, depths = "imagenet", _DEPTHS[depth]
         else:
@@ -347,7 +352,6 @@ def build(model: str, **arguments) -> keras.Model:
     raise ValueError(
         f"`model` must be one of {', '.join(list_models())}, or "
         "resnext<depth>_<cardinality>x<base_width>d[_f<filters>] with a depth "
-        "of "
-        f"{', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
+        f"of {', '.join(map(str, _DEPTHS))} (ImageNet nets) or 9n + 2 (CIFAR "
         f"nets); got {model!r}.{suggest(model, list_models())}"
     )

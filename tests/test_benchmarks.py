@@ -241,6 +241,12 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr("keras_resnext.training.trainer._Training", refuse)
     assert run() == records
+    fields["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="others, in weight_decay"):
+        run()
+    file.write_text(file.read_text()[:-5])
+    with pytest.raises(ValueError, match="study.jsonl must have a JSON record"):
+        run()
 
 
 def made_up(question, difference, seeds, changed):
@@ -286,6 +292,7 @@ def test_study_says_what_numbers_show(tmp_path):
     assert low < 1.5 < high
     assert found["shown"]
     first, asked, *_ = verdict.answers(records)
+    assert "1.00 times the multiply-adds" in asked
     assert first == "32 paths instead of one, at constant cost: not run yet."
     assert asked.startswith("no shortcuts, one path: error +1.5")
     assert asked.endswith("a difference. In the paper, on ImageNet: +7.3.")

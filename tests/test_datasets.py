@@ -60,6 +60,15 @@ def test_a_part_of_the_training_split_is_kept_out(digits):
     assert sum(data.class_counts("held_out").values()) == 144
 
 
+@pytest.mark.parametrize("fraction", [0.0001, 0.9999])
+def test_no_part_may_be_empty(fraction, digits):
+    data = datasets.open_dataset("digits", val_fraction=fraction)
+    with pytest.raises(ValueError, match=f"images to .*got {fraction} of 1437"):
+        data.num_examples("train")
+    with pytest.raises(ValueError, match=r"in \[0, 1\); got 1"):
+        datasets.open_dataset("digits", val_fraction=1)
+
+
 def test_sizes_of_images_are_known(image_folder):
     assert datasets.open_dataset("digits").image_size == 8
     assert datasets.open_dataset("fashion_mnist").image_size == 28

@@ -50,6 +50,8 @@ def test_grammar(layer, parsed, stage, block):
         ("resnext50_32x4d", NetworkName(50, 32, 4, 256)),
         ("resnext20_8x4d_f64", NetworkName(20, 8, 4, 64)),
         ("resnext20_8x4d_f", None),
+        ("resnext20_8x4d_f064", None),
+        ("resnext20_8x4d_f\u0666\u0664", None),
         ("resnext50", None),
     ],
 )

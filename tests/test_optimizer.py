@@ -8,6 +8,8 @@ import tensorflow as tf
 from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
 from keras_resnext.training.optimizer import SGD
+from keras_resnext.training.optimizer import RatedAdamW
+from keras_resnext.training.optimizer import RatedSGD
 from keras_resnext.training.optimizer import make_optimizer
 
 
@@ -59,6 +61,14 @@ def test_config_is_keras_config():
     arguments = {"momentum": 0.9, "weight_decay": 0.1, "name": "sgd"}
     ours, stock = SGD(0.1, **arguments), keras.optimizers.SGD(0.1, **arguments)
     assert ours.get_config() == stock.get_config()
+
+
+@pytest.mark.parametrize("kind", [RatedSGD, RatedAdamW])
+def test_recipes_optimizers_have_a_config(kind):
+    decay = "l2_weight_decay" if kind is RatedSGD else "decoupled_weight_decay"
+    config = kind(learning_rate=0.1, **{decay: 0.25}).get_config()
+    assert config[decay] == 0.25
+    assert kind.from_config(config).get_config() == config
 
 
 def test_learning_rate_warms_up_and_falls():

@@ -194,7 +194,11 @@ def test_widths_of_stages_are_told_apart(tmp_path):
     """By name and by file: the paths are as many and as wide."""
     narrow = build("resnext11_2x4d_f32")
     assert narrow.name == "resnext11_2x4d_f32"
-    assert build("resnext11_2x4d", filters=32, name=None).name == narrow.name
+    assert build("resnext11_2x4d_f256").name == "resnext11_2x4d"
+    with pytest.raises(
+        ValueError, match="agree with `model`, .*_f32: 32; got 6"
+    ):
+        build("resnext11_2x4d_f32", filters=64)
     narrow.save_weights(tmp_path / "narrow.weights.h5")
     with pytest.raises(
         ValueError, match=r"_f32, the model is resnext11_2x4d\."

@@ -25,6 +25,22 @@ def test_speed_is_that_of_training(toy_run):
     assert all(0 <= e["input_wait"] <= 1 for e in toy_run.history)
 
 
+def test_clock_leaves_tracing_out(monkeypatch):
+    clock = trainer._Clock(started=100.0)
+    now = 111.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock.steps, clock.waited = 10, 1.0
+    clock.traced.append((10, 10.0, 0.5))
+    assert clock.read() == (10 / 11, 1 / 11)
+    now = 121.0
+    clock.steps = 14
+    clock.traced.append((4, 9.0, 0.25))
+    assert clock.read() == (14 / 21, 1 / 21)
+    now = 123.0
+    clock.steps = 24
+    assert clock.read() == (10 / 4, 0.25 / 4)
+
+
 def test_best_model_is_the_best_epochs(toy_run, shades):
     best = max(entry["val_accuracy"] for entry in toy_run.history)
     model = keras.saving.load_model(toy_run.best_model_file)

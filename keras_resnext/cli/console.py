@@ -195,10 +195,11 @@ def open_data(model, dataset, data_dir):
     from keras_resnext.training import Run
     from keras_resnext.training.datasets import open_dataset
 
+    run = Run(model) if Path(model).is_dir() else None
+    if run and dataset in (None, run.recipe.dataset):
+        return run.open_dataset(data_dir=data_dir)
     if dataset is not None:
         return open_dataset(dataset, data_dir)
-    if Path(model).is_dir():
-        return Run(model).open_dataset(data_dir=data_dir)
     raise ValueError(
         f"`dataset` must be given, because {model} is not the folder of a run."
     )

@@ -92,8 +92,8 @@ def train(
     replicas = start_tensorflow(strategy)
     if extend_to is not None:
         plan = _extended(workdir, extend_to, restart_schedule)
-    elif not any(a.startswith("image_size=") for a in assignments):
-        plan = _fit_image_size(plan, recipe, data_dir)
+    else:
+        plan = _fit_image_size(plan, recipe, assignments, workdir, data_dir)
     run_training(
         plan,
         workdir,
@@ -134,16 +134,24 @@ def _find_recipe(recipe):
     return RECIPES[recipe]
 
 
-def _fit_image_size(plan, recipe, data_dir):
+def _fit_image_size(plan, recipe, assignments, workdir, data_dir):
     """The recipe for the images of another data set than the recipe's own."""
+    from keras_resnext.resnext import DEFAULT_SIZE
+    from keras_resnext.training import Run
     from keras_resnext.training.datasets import open_dataset
+    from keras_resnext.variants import default_image_size
 
+    assigned = {assignment.partition("=")[0] for assignment in assignments}
     if (
-        recipe.endswith(".json")
+        assigned & {"image_size", "eval_image_size"}
+        or recipe.endswith(".json")
         or plan.dataset == _find_recipe(recipe).dataset
         or Path(plan.dataset).is_dir()
+        # Networks for photographs take small images enlarged.
+        or default_image_size(plan.model) != DEFAULT_SIZE["cifar"]
     ):
         return plan
+    data_dir = data_dir or Run(workdir).data_dir
     size = open_dataset(plan.dataset, data_dir).image_size
     if size in (None, plan.image_size):
         return plan

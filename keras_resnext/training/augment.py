@@ -281,7 +281,7 @@ def _blend_with_previous(batch, kept):
 
 def _beta(alpha, seed):
     """One number from the beta distribution with both parameters alpha."""
-    # In float64, because float32 rounds small gammas of a small alpha to 0.
+    # In float64: for a small alpha, float32 would round both gammas to 0.
     one, other = tf.unstack(
         tf.random.stateless_gamma((2,), seed, alpha, dtype=tf.float64)
     )

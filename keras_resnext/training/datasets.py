@@ -86,8 +86,14 @@ class ImageData:
         splits = self.builder.info.splits
         sizes = {name: split.num_examples for name, split in splits.items()}
         if self.val_fraction and sizes.get("train"):
-            sizes[HELD_OUT] = round(self.val_fraction * sizes["train"])
+            images = sizes["train"]
+            sizes[HELD_OUT] = round(self.val_fraction * images)
             sizes["train"] -= sizes[HELD_OUT]
+            if not (sizes["train"] and sizes[HELD_OUT]):
+                raise ValueError(
+                    "`val_fraction` must leave images to train and to validate "
+                    f"on; got {self.val_fraction} of {images} images."
+                )
         return sizes
 
     def _tfds_split(self, split):
@@ -408,6 +414,10 @@ def open_dataset(
     ['0', '1', '2']
     """
     name = locate(name)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"`val_fraction` must be in [0, 1); got {val_fraction!r}."
+        )
     if not os.path.isdir(name):
         data = _open_tfds(name, data_dir, val_fraction)
     elif val_fraction:

@@ -341,11 +341,20 @@ class Validation:
         recipe: Recipe,
         bad: BadImages,
     ):
-        self._strategy, self._data, self._bad = strategy, data, bad
-        self._transform = recipe.eval_transform
+        self._data, self._bad = data, bad
         replicas = strategy.num_replicas_in_sync
         self._batch_size = -(-recipe.batch_size // replicas) * replicas
         self._steps = steps.make_evaluation_steps(strategy, model)
+        # The same in every epoch; to build it takes longer than a small split.
+        self._batches = distributed_batches(
+            strategy,
+            evaluation_batches,
+            data,
+            data.val_split,
+            recipe.eval_transform,
+            self._batch_size,
+            bad=bad,
+        )
 
     def run(self, steps_per_execution: int) -> tuple[float, float]:
         """Evaluate the model.
@@ -356,16 +365,7 @@ class Validation:
         Returns:
             Mean loss and accuracy.
         """
-        split = self._data.val_split
-        batches = distributed_batches(
-            self._strategy,
-            evaluation_batches,
-            self._data,
-            split,
-            self._transform,
-            self._batch_size,
-            bad=self._bad,
-        )
+        split, batches = self._data.val_split, iter(self._batches)
         left = -(-self._data.num_examples(split) // self._batch_size)
         totals = np.zeros(4)
         while left:

@@ -87,6 +87,13 @@ class RatedSGD(_Rates, SGD):
         super().__init__(**arguments)
         self.l2_weight_decay = l2_weight_decay
 
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "l2_weight_decay": self.l2_weight_decay,
+        }
+
     def update_step(self, gradient, variable, learning_rate):
         """Update one `tf.Variable`."""
         if self.l2_weight_decay and self._use_weight_decay(variable):
@@ -106,6 +113,13 @@ class RatedAdamW(_Rates, keras.optimizers.Adam):
     def __init__(self, *, decoupled_weight_decay, epsilon=1e-8, **arguments):
         super().__init__(epsilon=epsilon, **arguments)
         self.decoupled_weight_decay = decoupled_weight_decay
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "decoupled_weight_decay": self.decoupled_weight_decay,
+        }
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one `tf.Variable`."""

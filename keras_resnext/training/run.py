@@ -216,7 +216,7 @@ class Run:
         if not self._data_dir_file.exists():
             return None
         path = self._data_dir_file.read_text().strip()
-        return path if os.path.isdir(path) else None
+        return path if "://" in path or os.path.isdir(path) else None
 
     def open_dataset(
         self,
@@ -266,15 +266,17 @@ class Run:
             data: Its `ImageData`.
             data_dir: Where TFDS keeps it. Defaults to `None`, TFDS' default.
         """
+        if data_dir is not None:
+            path = os.fspath(data_dir)
+            path = path if "://" in path else os.path.abspath(path)
+            with staged(self._data_dir_file, overwrite=True) as new:
+                new.write_text(f"{path}\n")
         if self.finished:
             name = f"model_epoch{recipe.extended_from}.keras"
             self.model_file.rename(self.path / name)
         elif self._recipe_file.exists() and self._labels_file.exists():
             return
         data.write_split(self.split_file)
-        if data_dir is not None:
-            with staged(self._data_dir_file, overwrite=True) as new:
-                new.write_text(f"{os.path.abspath(data_dir)}\n")
         recipe.save(self._recipe_file, overwrite=True)
         with staged(self._labels_file, overwrite=True) as new:
             new.write_text("\n".join(data.labels) + "\n")

@@ -118,7 +118,7 @@ def default_steps_per_execution(strategy: tf.distribute.Strategy) -> int:
 def distributed_batches(
     strategy: tf.distribute.Strategy, make_batches, *arguments, **options
 ):
-    """An iterator over each replica's batches.
+    """Each replica's batches, to iterate over.
 
     Args:
         strategy: A `tf.distribute.Strategy`.
@@ -127,7 +127,7 @@ def distributed_batches(
         **options: Its keyword arguments.
 
     Returns:
-        A distributed iterator, with an input pipeline for each worker.
+        A distributed data set, with an input pipeline for each worker.
     """
 
     def make(context):
@@ -138,7 +138,7 @@ def distributed_batches(
         )
         return make_batches(*arguments, shard=shard, **options)
 
-    return iter(strategy.distribute_datasets_from_function(make))
+    return strategy.distribute_datasets_from_function(make)
 
 
 def gather(strategy: tf.distribute.Strategy, value: int) -> list[int]:

@@ -207,7 +207,10 @@ class _Phase:
 
 @dataclasses.dataclass
 class _Clock:
-    """Time of an epoch's steps, without the calls that were traced first."""
+    """Time of an epoch's steps, without the calls that were traced first.
+
+    Where all were traced, there is nothing else to go by.
+    """
 
     started: float = dataclasses.field(default_factory=time.perf_counter)
     steps: int = 0
@@ -218,9 +221,9 @@ class _Clock:
         """Steps per second, and the share of time spent waiting for input."""
         seconds = time.perf_counter() - self.started
         steps, waited = self.steps, self.waited
-        for traced_steps, traced_seconds, traced_wait in self.traced:
-            if steps > traced_steps:  # else there is nothing else to go by
-                steps -= traced_steps
+        if steps > sum(count for count, *_ in self.traced):
+            for count, traced_seconds, traced_wait in self.traced:
+                steps -= count
                 seconds -= traced_seconds
                 waited -= traced_wait
         return steps / seconds, waited / seconds
@@ -376,7 +379,7 @@ class _Training:
     def _run_epoch(self, epoch, stop, on_step):
         """Train for an epoch, or for the rest of it."""
         first, end = int(self.step), (epoch + 1) * self.steps_per_epoch
-        batches = distributed_batches(
+        data = distributed_batches(
             self.strategy,
             training_batches,
             self.data,
@@ -385,6 +388,7 @@ class _Training:
             bad=self.bad,
             first_step=first - epoch * self.steps_per_epoch,
         )
+        batches = iter(data)
         clock = _Clock()
         # If a checkpoint was saved after the epoch's last step.
         progress = self._progress(epoch, 0, clock)

@@ -185,9 +185,8 @@ def infer_architecture(shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
     if len(first) != 4 or 0 in first:
         return "no network with bottleneck blocks"
     _, _, base_width, width = first
-    (*_, filters), *_ = shapes.get("conv2_block1_3_conv") or [
-        (DEFAULT_FILTERS,)
-    ]
+    last = (shapes.get("conv2_block1_3_conv") or [()])[0]
+    filters = last[-1] if last else DEFAULT_FILTERS
     depth = 3 * len(blocks) + 2
     return str(NetworkName(depth, width // base_width, base_width, filters))
 
