@@ -23,6 +23,7 @@ from PIL import Image
 import keras_resnext
 from keras_resnext import cpu
 from keras_resnext import paper
+from keras_resnext.cli import train
 from keras_resnext.cli.console import epoch_line
 from keras_resnext.cli.console import training_progress
 from keras_resnext.cli.console import warnings_as_lines
@@ -30,6 +31,7 @@ from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
 from keras_resnext.layers import conv_implementation
 from keras_resnext.layers import pointwise_implementation
+from keras_resnext.training import RECIPES
 from keras_resnext.training import Recipe
 from keras_resnext.training import Run
 from keras_resnext.training.trainer import Progress
@@ -167,6 +169,27 @@ def test_images_of_another_data_set_have_their_size(run_cli, tmp_path):
     status, output, _ = run_cli("train", *options, "--image-size", 16)
     assert said not in output
     assert "image_size" in output
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignments", "sizes"),
+    [
+        ("imagenet_modern", [], (176, 224)),  # small images are enlarged
+        ("cifar_paper", [], (28, 0)),
+        ("cifar_paper", ["eval_image_size=40"], (32, 40)),
+        ("cifar_paper", ["model=resnext50"], (32, 0)),
+    ],
+)
+def test_images_fit_the_network(recipe, assignments, sizes, tmp_path):
+    assignments = ["dataset=fashion_mnist", *assignments]
+    plan = train._fit_image_size(
+        RECIPES[recipe].override(assignments),
+        recipe,
+        assignments,
+        tmp_path,
+        None,
+    )
+    assert (plan.image_size, plan.eval_image_size) == sizes
 
 
 @pytest.mark.integration
