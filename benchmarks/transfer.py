@@ -157,23 +157,12 @@ def run_transfer(
     Returns:
         A record for each run.
     """
-    from keras_resnext.training import Recipe  # before Keras, for oneDNN
-    from keras_resnext.training import plan_finetuning
+    from keras_resnext.training import plan_finetuning  # before Keras
     from keras_resnext.training import train
 
     import keras  # isort: skip
 
-    source = train(
-        Recipe(
-            dataset=str(folder / "google"),
-            model=MODEL,
-            image_size=IMAGE_SIZE,
-            epochs=15,
-            crop_padding=1,
-            flip=True,
-        ),
-        runs / "google",
-    )
+    source = _train_source(folder, runs)
     log(f"Google, by subcategory: {source.history[-1]['loss']:.3f}")
     records = []
     for seed in range(seeds):
@@ -215,6 +204,24 @@ def run_transfer(
     return records
 
 
+def _train_source(folder, runs):
+    """The network that learns Google's emoji, unless it is there."""
+    from keras_resnext.training import Recipe
+    from keras_resnext.training import train
+
+    return train(
+        Recipe(
+            dataset=str(folder / "google"),
+            model=MODEL,
+            image_size=IMAGE_SIZE,
+            epochs=15,
+            crop_padding=1,
+            flip=True,
+        ),
+        runs / "google",
+    )
+
+
 def run_imbalance(
     folder: pathlib.Path, runs: pathlib.Path, *, seeds: int = 3, log=print
 ) -> list[dict]:
@@ -222,7 +229,7 @@ def run_imbalance(
 
     Args:
         folder: What `prepare` wrote.
-        runs: Folder of the runs, with that of `run_transfer`.
+        runs: Folder of the runs; the first one is that of `run_transfer`.
         seeds: Runs of each kind.
         log: Called with a line for each run.
 
@@ -235,6 +242,7 @@ def run_imbalance(
 
     import keras  # isort: skip
 
+    source = _train_source(folder, runs)
     records = []
     for seed in range(seeds):
         data = sample(folder, IMBALANCED, seed)
@@ -242,7 +250,7 @@ def run_imbalance(
             run = finetune(
                 data,
                 runs / f"imbalance_{class_weight}_{seed}",
-                weights=runs / "google",
+                weights=source.path,
                 seed=seed,
                 class_weight=class_weight,
                 early_stopping_patience=0,
