@@ -931,7 +931,14 @@ WAYS_ON = {
 }
 
 
-@pytest.mark.parametrize("tag", WAYS_ON)
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "imagenet",
+        pytest.param("imagenet1k_v1", marks=pytest.mark.integration),  # .pth
+        "keras",
+    ],
+)
 def test_no_network_is_one_line_within_five_seconds(
     tag, server, closed, monkeypatch, capfd
 ):
