@@ -132,6 +132,7 @@ def test_what_cannot_start_is_said():
     assert "LiteRT ended with 1" in lines[0]
 
 
+@pytest.mark.slow
 def test_libraries_compute_the_same():
     """On a small network; `make bench` does it for all subjects, in full."""
     pytest.importorskip("openvino", reason="`make peers` installs the peers")

@@ -163,7 +163,7 @@ def test_workers_that_differ_do_not_go_on(sgd, tmp_path):
     for worker in workers:
         _, err = worker.communicate(timeout=300)
         assert worker.returncode == 1
-        assert "must go on from the same checkpoint" in err
+        assert "must resume from the same checkpoint" in err
         assert "of steps 14, 21" in err
 
 
