@@ -24,6 +24,10 @@ FolderOption = Annotated[
         "this machine's class in benchmarks/results."
     ),
 ]
+TransferRunsOption = Annotated[
+    pathlib.Path, typer.Option(help="Where images and networks are kept.")
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each kind.")]
 
 
 @app.command()
@@ -179,11 +183,8 @@ def study(
 @app.command()
 def transfer(
     folder: FolderOption = None,
-    runs: Annotated[
-        pathlib.Path,
-        typer.Option(help="Where images and networks are kept."),
-    ] = pathlib.Path("runs/transfer"),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
+    runs: TransferRunsOption = pathlib.Path("runs/transfer"),
+    seeds: SeedsOption = 3,
 ):
     """Fine-tune on emoji, beside training from scratch; an hour.
 
@@ -212,11 +213,8 @@ def transfer(
 @app.command()
 def imbalance(
     folder: FolderOption = None,
-    runs: Annotated[
-        pathlib.Path,
-        typer.Option(help="Where images and networks are kept."),
-    ] = pathlib.Path("runs/transfer"),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
+    runs: TransferRunsOption = pathlib.Path("runs/transfer"),
+    seeds: SeedsOption = 3,
 ):
     """Fine-tune on classes of 90 to 12 emoji, weighted and not.
 

@@ -106,6 +106,11 @@ def assert_same_weights(run, expected, **tolerance):
         np.testing.assert_allclose(found, wanted, **tolerance)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param("sgd", marks=pytest.mark.slow), "adamw"],
+    indirect=True,
+)
 def test_two_mirrored_replicas(recipe, exact, tmp_path):
     expected, losses = exact
     found = process.finish(
@@ -179,7 +184,9 @@ def start_workers(recipe, workdir, environments, **options):
 @pytest.mark.parametrize(
     ("workers", "recipe"),
     [
-        (process.workers_of_tf_config, "adamw"),
+        pytest.param(
+            process.workers_of_tf_config, "adamw", marks=pytest.mark.slow
+        ),
         (process.workers_of_slurm, "sgd"),
         pytest.param(
             process.workers_of_tf_config, "sgd", marks=pytest.mark.slow

@@ -334,8 +334,9 @@ def test_heads_of_other_kinds(kind, image):
         keras.config.set_dtype_policy(kind)
         model = make()
         keras.config.set_dtype_policy(policy)
-    # A kernel in 8 bits, or 50 sums in 8: a hundredth.
-    tolerance = 1e-5 if kind == "sigmoid" else 0.05
+    # bfloat16 rounds by 2**-9, thirty layers deep: a hundredth, and three
+    # times that; int8 rounds one kernel by less.
+    tolerance = 1e-5 if kind == "sigmoid" else 0.03
     np.testing.assert_allclose(
         explain.grad_cam(model, image, 1),
         expected,

@@ -356,7 +356,7 @@ def test_the_most_accurate_without_restrictions():
     ("tag", "form"),
     [
         ("imagenet", "grouped"),
-        ("imagenet1k_v1", "concatenated"),
+        pytest.param("imagenet1k_v1", "concatenated", marks=pytest.mark.slow),
         pytest.param("a1h_in1k", "branches", marks=pytest.mark.slow),
     ],
 )
