@@ -27,6 +27,20 @@ FolderOption = Annotated[
 TransferRunsOption = Annotated[
     pathlib.Path, typer.Option(help="Where images and networks are kept.")
 ]
+SourceOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Folder with Fashion-MNIST's four .gz files: train on Keras' JAX "
+        "backend (KERAS_BACKEND=jax) and its accelerator.",
+    ),
+]
+LearnerRunsOption = Annotated[
+    pathlib.Path,
+    typer.Option(help="Where the run under way is kept, to go on there."),
+]
+MinutesOption = Annotated[
+    float | None, typer.Option(help="Start no run after as many minutes.")
+]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each kind.")]
 
 
@@ -133,20 +147,15 @@ def exporting(threads: ThreadsOption = 2, folder: FolderOption = None):
 @app.command()
 def study(
     folder: FolderOption = None,
-    runs: Annotated[
-        pathlib.Path,
-        typer.Option(help="Where the run under way is kept, to go on there."),
-    ] = pathlib.Path("runs/study"),
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Start no run after as many minutes."),
-    ] = None,
+    source: SourceOption = None,
+    runs: LearnerRunsOption = pathlib.Path("runs/study"),
+    minutes: MinutesOption = None,
 ):
     """Cardinality, width, depth and shortcuts on Fashion-MNIST.
 
     45 runs of three seeds and 21 more of the networks that a question is
-    about; finished ones are read from results/study.jsonl. Half a day on two
-    cores. `make fashion` prepares the images without a network.
+    about; finished ones are read from results/study.jsonl. Days on two cores,
+    minutes on a GPU. `make fashion` prepares the images without a network.
     """
     from benchmarks.study import MORE_SEEDS
     from benchmarks.study import NETWORKS
@@ -156,9 +165,7 @@ def study(
     from benchmarks.verdict import detectable
     from benchmarks.verdict import draw_study
     from benchmarks.verdict import print_study
-    from keras_resnext.cli.console import start_tensorflow
 
-    start_tensorflow()
     for count in (SEEDS, MORE_SEEDS):
         console.print(
             f"{count} paired seeds whose errors deviate by 0.2 points each "
@@ -170,7 +177,7 @@ def study(
     folder = folder or report.FOLDER
     records = run_study(
         folder / "study.jsonl",
-        runs,
+        _learner(source, runs),
         seeds={n: MORE_SEEDS if n in asked else SEEDS for n in NETWORKS},
         minutes=float("inf") if minutes is None else minutes,
         log=console.print,
@@ -178,6 +185,71 @@ def study(
     if records:
         draw_study(records, folder / "study.svg")
         print_study(records, console)
+
+
+@app.command()
+def tune(
+    folder: FolderOption = None,
+    source: SourceOption = None,
+    runs: LearnerRunsOption = pathlib.Path("runs/tuning"),
+    minutes: MinutesOption = None,
+):
+    """Choose the recipe `fashion_mnist`, on a split of the training images.
+
+    Finished runs are read from results/fashion_tuning.jsonl. Days on two
+    cores, minutes on a GPU.
+    """
+    from benchmarks.tuning import print_tuning
+    from benchmarks.tuning import run_tuning
+
+    records = run_tuning(
+        (folder or report.FOLDER) / "fashion_tuning.jsonl",
+        _learner(source, runs),
+        minutes=float("inf") if minutes is None else minutes,
+        log=console.print,
+    )
+    print_tuning(records, console)
+
+
+@app.command()
+def final(
+    folder: FolderOption = None,
+    source: SourceOption = None,
+    runs: LearnerRunsOption = pathlib.Path("runs/final"),
+):
+    """Train the recipe `fashion_mnist` with three seeds, and test it.
+
+    Finished runs are read from results/fashion_mnist.jsonl; their weights are
+    in the folder of `--runs`. Three hours each on two cores.
+    """
+    from benchmarks.tuning import run_final
+
+    run_final(
+        (folder or report.FOLDER) / "fashion_mnist.jsonl",
+        _learner(source, runs),
+        runs,
+        log=console.print,
+    )
+
+
+def _learner(source, runs):
+    """What trains: `keras_resnext.training`, or the loop for accelerators."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        from benchmarks.fashion import read
+        from benchmarks.on_jax import Learner
+
+        if source is None:
+            raise typer.BadParameter(
+                "--source is needed on Keras' JAX backend."
+            )
+        return Learner(*read(source))
+    from benchmarks.on_tensorflow import Learner
+    from keras_resnext.cli.console import start_tensorflow
+
+    start_tensorflow()
+    return Learner(runs)
 
 
 @app.command()

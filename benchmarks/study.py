@@ -8,16 +8,17 @@ as each run ends, so that the study goes on over days.
 
 import base64
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
-import shutil
 import time
 
 import numpy as np
 
 from benchmarks import machine
+from keras_resnext.files import staged
+from keras_resnext.training import Recipe
 
-RECORDS = pathlib.Path(__file__).parent / "results" / "study.jsonl"
 # 11 layers; the first stage has 64 channels, a quarter of the paper's.
 CONSTANT_COST = ("1x16d", "2x10d", "4x6d", "8x3d", "32x1d")
 TWICE_THE_COST = (
@@ -41,7 +42,7 @@ FIELDS = {
     "dataset": "fashion_mnist",
     "image_size": 28,
     "batch_size": 128,
-    "epochs": 5,
+    "epochs": 10,
     "learning_rate": 0.1,
     "warmup_epochs": 1.0,
     "weight_decay": 5e-4,
@@ -53,7 +54,7 @@ FIELDS = {
 
 def run_study(
     records: pathlib.Path,
-    runs: pathlib.Path,
+    learner,
     *,
     fields=FIELDS,
     seeds: dict[tuple[str, bool], int],
@@ -64,7 +65,7 @@ def run_study(
 
     Args:
         records: JSON lines, one a finished run; each is added as it ends.
-        runs: Folder of the run under way, which goes on if it was stopped.
+        learner: `on_tensorflow.Learner` or `on_jax.Learner`.
         fields: Fields of the `Recipe`; model, shortcuts and seed are set here.
         seeds: From a model, and whether it has shortcuts, to its number of
             runs.
@@ -74,33 +75,25 @@ def run_study(
     Returns:
         The records that there are.
     """
-    from keras_resnext.training import Recipe  # before Keras, for oneDNN
-
-    import keras  # isort: skip
-
-    start = time.monotonic()
     done = read_records(records)
     known = {(r["model"], r["residual"], r["seed"]) for r in done}
-    _check_recipe(Recipe(**fields), done, records)
+    _check_recipe(Recipe(**fields), learner, done, records)
     # All networks with one seed before the next, so that what is there can
     # be compared.
-    for seed in range(max(seeds.values())):
-        for (model, residual), runs_of_network in seeds.items():
-            if seed >= runs_of_network or (model, residual, seed) in known:
-                continue
-            if time.monotonic() - start > 60 * minutes:
-                return done
-            recipe = Recipe(**fields, model=model, residual=residual, seed=seed)
-            folder = runs / f"{model}{'' if residual else '_plain'}_{seed}"
-            done.append(_run(recipe, folder))
-            lines = "".join(json.dumps(record) + "\n" for record in done)
-            beside = records.with_suffix(".partial")
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(lines)
-            beside.replace(records)
-            shutil.rmtree(folder)
-            keras.backend.clear_session()  # or all graphs stay in memory
-            log(describe(done[-1]))
+    left = [
+        Recipe(**fields, model=model, residual=residual, seed=seed)
+        for seed in range(max(seeds.values()))
+        for (model, residual), runs_of_network in seeds.items()
+        if seed < runs_of_network and (model, residual, seed) not in known
+    ]
+    start = time.monotonic()
+    learner.prepare(left)
+    for recipe in left:
+        if time.monotonic() - start > 60 * minutes:
+            break
+        done.append(make_record(recipe, learner))
+        write_records(records, done)
+        log(describe(done[-1]))
     return done
 
 
@@ -120,16 +113,24 @@ def read_records(path: pathlib.Path) -> list[dict]:
         ) from error
 
 
-def _check_recipe(recipe, done, path):
+def write_records(path: pathlib.Path, records: list[dict]) -> None:
+    """Replace a file of records, whole or not at all."""
+    with staged(path, overwrite=True) as new:
+        new.write_text("".join(json.dumps(x) + "\n" for x in records))
+
+
+def _check_recipe(recipe, learner, done, path):
     """Refuse records of another recipe: they would not be comparable."""
     wanted = json.loads(json.dumps(_fixed_fields(recipe)))
     for record in done:
-        if record["recipe"] != wanted:
-            different = [
-                name
-                for name in wanted
-                if record["recipe"].get(name) != wanted[name]
-            ]
+        different = [
+            name
+            for name in wanted
+            if record["recipe"].get(name) != wanted[name]
+        ]
+        if record["backend"] != learner.backend:
+            different.append("backend")
+        if different:
             raise ValueError(
                 f"`records` must be of this recipe; {path} has others, in "
                 f"{', '.join(different)}. Move it away to start again."
@@ -155,39 +156,44 @@ def describe(record: dict) -> str:
     )
 
 
-def _run(recipe, folder):
-    """Train a network; its record, with which test images it got right."""
-    from keras_resnext import Classifier
-    from keras_resnext import count_complexity
-    from keras_resnext.training import evaluate
-    from keras_resnext.training import train
+def make_record(recipe: Recipe, learner, weights=None) -> dict:
+    """Train a network; its record, with which images it got right.
 
-    run = train(recipe, folder, keep=1)
-    classifier = Classifier.load(run.path)
-    result = evaluate(classifier, run.open_dataset())
-    right = result.labels == result.predictions
-    cost = count_complexity(classifier.model)
+    Args:
+        recipe: A `Recipe`.
+        learner: `on_tensorflow.Learner` or `on_jax.Learner`.
+        weights: File for the trained weights. Defaults to `None`.
+
+    Returns:
+        A dict that JSON can hold.
+    """
+    found = learner(recipe, weights)
+    right = found.pop("right")
     about = machine.describe()
     return {
         "model": recipe.model,
         "residual": recipe.residual,
         "seed": recipe.seed,
-        "multiply_adds": cost.multiply_adds,
-        "params": cost.params,
-        "error": 100 * (1 - result.accuracy),
-        "loss": result.loss,
-        "training_loss": run.history[-1]["loss"],
+        "error": 100 * (1 - found.pop("accuracy")),
+        **found,
         "right": base64.b64encode(np.packbits(right)).decode(),
         "images": len(right),
-        "images_per_second": run.history[-1]["images_per_second"],
-        "input_wait": run.history[-1]["input_wait"],
         "date": about["date"],
+        "backend": learner.backend,
+        "device": about["cpu"] if learner.backend != "jax" else _accelerator(),
         "instructions": about["instructions"],
         "versions": {
-            name: about["versions"][name] for name in ("tensorflow", "keras")
+            name: importlib.metadata.version(name)
+            for name in ("keras", learner.backend)
         },
         "recipe": _fixed_fields(recipe),
     }
+
+
+def _accelerator():
+    import jax
+
+    return jax.devices()[0].device_kind
 
 
 def right_images(record: dict) -> np.ndarray:

@@ -46,6 +46,22 @@ _CIFAR_PAPER = Recipe(
 
 RECIPES = {
     "digits": Recipe(),
+    # 360 k parameters. Chosen by `benchmarks/tuning.py` on a split of the
+    # training images.
+    "fashion_mnist": Recipe(
+        dataset="fashion_mnist",
+        model="resnext29_8x4d_f64",
+        image_size=28,
+        batch_size=128,
+        epochs=40,
+        learning_rate=0.1,
+        warmup_epochs=1,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        crop_padding=2,
+        flip=True,
+        random_erasing=0.5,
+    ),
     "imagenet_paper": _IMAGENET_PAPER,
     # As in facebookresearch/ResNeXt: Nesterov, and more augmentation than the
     # paper mentions.

@@ -1,0 +1,201 @@
+"""How the recipe `fashion_mnist` was chosen.
+
+Candidates are trained on 54,000 of the training images and compared on the
+other 6,000; no test image is looked at. One group of candidates differs from
+the best of the group before in one respect, and what is better stays.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+
+from benchmarks.study import make_record
+from benchmarks.study import read_records
+from benchmarks.study import write_records
+from keras_resnext.training import RECIPES
+from keras_resnext.training import Recipe
+
+START = Recipe(
+    dataset="fashion_mnist",
+    val_fraction=0.1,
+    model="resnext29_8x4d_f64",
+    image_size=28,
+    batch_size=128,
+    epochs=20,
+    learning_rate=0.1,
+    warmup_epochs=1.0,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    crop_padding=2,
+    flip=True,
+    random_erasing=0.25,
+)
+# Networks have at most 500,000 parameters: 2 MB in float32.
+GROUPS = (
+    ("random_erasing", (0.0, 0.25, 0.5)),
+    (
+        "model",
+        (
+            "resnext29_8x4d_f64",
+            "resnext38_8x4d_f64",
+            "resnext20_16x4d_f64",
+            "resnext20_8x5d_f80",
+        ),
+    ),
+    ("weight_decay", (5e-4, 1e-3, 2e-3)),
+    ("learning_rate", (0.05, 0.1, 0.2)),
+    ("crop_padding", (2, 3)),
+    ("epochs", (20, 40, 80)),
+)
+SEEDS = 2
+FINAL_SEEDS = 3
+
+
+def run_tuning(
+    path: pathlib.Path,
+    learner,
+    *,
+    start: Recipe = START,
+    groups=GROUPS,
+    seeds: int = SEEDS,
+    minutes: float = float("inf"),
+    log=print,
+) -> list[dict]:
+    """Train the candidates whose records are not there.
+
+    Args:
+        path: JSON lines, one a finished run.
+        learner: `on_tensorflow.Learner` or `on_jax.Learner`.
+        start: The recipe to begin with; it must hold out training images.
+        groups: Fields with their candidates.
+        seeds: Runs of each candidate.
+        minutes: No run starts after as many minutes.
+        log: Called with a line for each run.
+
+    Returns:
+        The records that there are.
+    """
+    if not start.val_fraction:
+        raise ValueError("`start` must have a `val_fraction` above 0; got 0.")
+    begun, best = time.monotonic(), start
+    records = read_records(path)
+    for field, values in groups:
+        candidates = [dataclasses.replace(best, **{field: x}) for x in values]
+        learner.prepare(candidates)
+        errors = []
+        for candidate in candidates:
+            for seed in range(seeds):
+                recipe = dataclasses.replace(candidate, seed=seed)
+                if _find(records, recipe):
+                    continue
+                if time.monotonic() - begun > 60 * minutes:
+                    return records
+                records.append(make_record(recipe, learner))
+                write_records(path, records)
+                log(describe(records[-1], field))
+            errors.append(_mean_error(records, candidate, seeds))
+        best = candidates[errors.index(min(errors))]
+    return records
+
+
+def run_final(
+    path: pathlib.Path,
+    learner,
+    weights: pathlib.Path,
+    *,
+    recipe: Recipe = RECIPES["fashion_mnist"],
+    seeds: int = FINAL_SEEDS,
+    log=print,
+) -> list[dict]:
+    """Train the chosen recipe on all training images, and test it.
+
+    Args:
+        path: JSON lines, one a finished run.
+        learner: `on_tensorflow.Learner` or `on_jax.Learner`.
+        weights: Folder for the weights of each seed.
+        recipe: A `Recipe`.
+        seeds: Number of runs.
+        log: Called with a line for each run.
+
+    Returns:
+        The records that there are.
+    """
+    weights.mkdir(parents=True, exist_ok=True)
+    records = read_records(path)
+    for seed in range(seeds):
+        recipe = dataclasses.replace(recipe, seed=seed)
+        if _find(records, recipe):
+            continue
+        file = weights / f"fashion_mnist_{seed}.safetensors"
+        records.append(make_record(recipe, learner, file))
+        write_records(path, records)
+        log(describe(records[-1], "epochs"))
+    return records
+
+
+def describe(record: dict, field: str) -> str:
+    """A record as a line of text."""
+    return (
+        f"{field} {value_of(record, field)}, seed {record['seed']}: error "
+        f"{record['error']:.2f} %, {record['images_per_second']:.0f} images/s"
+    )
+
+
+def value_of(record: dict, field: str):
+    """A field of the recipe of a record."""
+    return record["model"] if field == "model" else record["recipe"][field]
+
+
+def _find(records, recipe):
+    """The record of a recipe, or `None`."""
+    wanted = dataclasses.asdict(recipe)
+    for record in records:
+        found = record["recipe"] | {
+            name: record[name] for name in ("model", "residual", "seed")
+        }
+        if all(_plain(found.get(n)) == _plain(x) for n, x in wanted.items()):
+            return record
+    return None
+
+
+def _plain(value):
+    """A value as JSON keeps it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _mean_error(records, candidate, seeds):
+    return statistics.mean(
+        _find(records, dataclasses.replace(candidate, seed=seed))["error"]
+        for seed in range(seeds)
+    )
+
+
+def print_tuning(records: list[dict], console) -> None:
+    """Print the mean error of each candidate."""
+    from rich.table import Table
+
+    table = Table(
+        "recipe",
+        "parameters (k)",
+        "seeds",
+        "held-out error (%)",
+        title="6,000 held-out training images of Fashion-MNIST",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    fields = [field for field, _ in GROUPS]
+    found = {}
+    for record in records:
+        key = tuple(value_of(record, field) for field in fields)
+        found.setdefault(key, []).append(record)
+    for key, rows in found.items():
+        errors = [row["error"] for row in rows]
+        spread = f" ± {statistics.stdev(errors):.2f}" if errors[1:] else ""
+        table.add_row(
+            ", ".join(f"{n} {x}" for n, x in zip(fields, key, strict=True)),
+            f"{rows[0]['params'] / 1e3:.0f}",
+            str(len(rows)),
+            f"{statistics.mean(errors):.2f}{spread}",
+        )
+    console.print(table)
