@@ -121,7 +121,7 @@ def write_records(path: pathlib.Path, records: list[dict]) -> None:
 
 def _check_recipe(recipe, learner, done, path):
     """Refuse records of another recipe: they would not be comparable."""
-    wanted = json.loads(json.dumps(_fixed_fields(recipe)))
+    wanted = _fixed_fields(recipe)
     for record in done:
         different = [
             name
@@ -137,11 +137,16 @@ def _check_recipe(recipe, learner, done, path):
             )
 
 
+def plain_fields(recipe: Recipe) -> dict:
+    """A recipe's fields as JSON keeps them: tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
 def _fixed_fields(recipe):
     """The fields that all runs of a study have in common."""
     return {
         name: value
-        for name, value in dataclasses.asdict(recipe).items()
+        for name, value in plain_fields(recipe).items()
         if name not in ("model", "residual", "seed")
     }
 

@@ -11,6 +11,7 @@ import statistics
 import time
 
 from benchmarks.study import make_record
+from benchmarks.study import plain_fields
 from benchmarks.study import read_records
 from benchmarks.study import write_records
 from keras_resnext.training import RECIPES
@@ -149,19 +150,14 @@ def value_of(record: dict, field: str):
 
 def _find(records, recipe):
     """The record of a recipe, or `None`."""
-    wanted = dataclasses.asdict(recipe)
+    wanted = plain_fields(recipe)
     for record in records:
         found = record["recipe"] | {
             name: record[name] for name in ("model", "residual", "seed")
         }
-        if all(_plain(found.get(n)) == _plain(x) for n, x in wanted.items()):
+        if found == wanted:
             return record
     return None
-
-
-def _plain(value):
-    """A value as JSON keeps it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _mean_error(records, candidate, seeds):

@@ -335,7 +335,7 @@ class Classifier:
         record = get_weights(name, weights)
         size = record.image_size
         model = build(name, weights=weights, input_shape=(size, size, 3))
-        return cls(model, imagenet.labels(), record.transform, record)
+        return cls(model, record.labels, record.transform, record)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write model, class names and transform into one `.keras` file.

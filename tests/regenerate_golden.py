@@ -18,7 +18,10 @@ VARIANTS = {
     **{name: functools.partial(build, name) for name in list_models()},
     **{
         name: functools.partial(build, name)
-        for name in ("resnext20_8x4d_f64", "resnext50_32x2d_f128")
+        for name in (
+            *("resnext20_8x4d_f64", "resnext29_8x4d_f64"),
+            "resnext50_32x2d_f128",
+        )
     },
     **{
         f"resnext8_2x4d_{form}": functools.partial(

@@ -20,14 +20,17 @@ from benchmarks import compare
 from benchmarks import exporting
 from benchmarks import growth
 from benchmarks import machine
+from benchmarks import on_tensorflow
 from benchmarks import report
 from benchmarks import study
+from benchmarks import tuning
 from benchmarks import verdict
 from benchmarks.harness import Worker
 from benchmarks.harness import WorkerError
 from benchmarks.harness import summary
 from benchmarks.harness import take_turns
 from benchmarks.job import Job
+from keras_resnext.training import RECIPES
 
 pytestmark = pytest.mark.integration
 
@@ -215,7 +218,7 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     def run(**options):
         return study.run_study(
             file,
-            tmp_path / "runs",
+            on_tensorflow.Learner(tmp_path / "runs"),
             fields=fields,
             seeds=seeds,
             log=lines.append,
@@ -245,9 +248,93 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     fields["weight_decay"] = 0.1
     with pytest.raises(ValueError, match="others, in weight_decay"):
         run()
+    fields["weight_decay"] = study.FIELDS["weight_decay"]
+    study.write_records(file, [records[0] | {"backend": "jax"}])
+    with pytest.raises(ValueError, match="others, in backend"):
+        run()
     file.write_text(file.read_text()[:-5])
     with pytest.raises(ValueError, match="study.jsonl must have a JSON record"):
         run()
+
+
+class MadeUpLearner:
+    """Errors of a recipe that is best at a rate of 0.1 and a decay of 1e-3."""
+
+    backend = "tensorflow"
+
+    def __init__(self):
+        self.recipes = []
+
+    def prepare(self, recipes):
+        pass
+
+    def __call__(self, recipe, weights=None):
+        self.recipes.append(recipe)
+        wrong = 100 * abs(np.log(recipe.learning_rate / 0.1))
+        wrong += 100 * abs(np.log(recipe.weight_decay / 1e-3)) + recipe.seed
+        right = np.arange(1000) >= wrong
+        return {
+            "right": right,
+            "accuracy": right.mean(),
+            "images_per_second": 100.0,
+            "params": 1000,
+        }
+
+
+def test_tuning_keeps_what_is_best(tmp_path):
+    learner = MadeUpLearner()
+    groups = (
+        ("learning_rate", (0.05, 0.1, 0.2)),
+        ("weight_decay", (5e-4, 1e-3)),
+        ("learning_rate", (0.05, 0.1, 0.2)),
+    )
+
+    def run(learner, **options):
+        return tuning.run_tuning(
+            tmp_path / "tuning.jsonl",
+            learner,
+            groups=groups,
+            seeds=2,
+            log=lambda line: None,
+            **options,
+        )
+
+    assert run(learner, minutes=-1) == []
+    records = run(learner)
+    # Of the second group one is known, of the third one.
+    tried = [(r.learning_rate, r.weight_decay, r.seed) for r in learner.recipes]
+    assert tried == [
+        *((rate, 5e-4, s) for rate in (0.05, 0.1, 0.2) for s in (0, 1)),
+        *((0.1, 1e-3, s) for s in (0, 1)),
+        *((rate, 1e-3, s) for rate in (0.05, 0.2) for s in (0, 1)),
+    ]
+    assert all(r.val_fraction == 0.1 for r in learner.recipes)
+    again = MadeUpLearner()
+    assert run(again) == records
+    assert not again.recipes
+    on_test_images = dataclasses.replace(tuning.START, val_fraction=0.0)
+    with pytest.raises(ValueError, match="`val_fraction` above 0; got 0"):
+        run(learner, start=on_test_images)
+
+
+def test_shipped_recipe_is_the_best_that_was_tried():
+    """Of the fields that were tried; the number of epochs was not."""
+    records = study.read_records(report.FOLDER / "fashion_tuning.jsonl")
+    fields = ("model", "random_erasing")
+    found = {}
+    for record in records:
+        key = tuple(tuning.value_of(record, field) for field in fields)
+        found.setdefault(key, []).append(record["error"])
+    best = min(found, key=lambda key: np.mean(found[key]))
+    recipe = RECIPES["fashion_mnist"]
+    assert best == tuple(getattr(recipe, field) for field in fields)
+    for record in study.read_records(report.FOLDER / "fashion_mnist.jsonl"):
+        trained = record["recipe"] | {"model": record["model"]}
+        for field in dataclasses.fields(recipe):
+            if field.name in trained:
+                value = getattr(recipe, field.name)
+                value = list(value) if isinstance(value, tuple) else value
+                assert trained[field.name] == value, field.name
 
 
 def made_up(question, difference, seeds, changed):

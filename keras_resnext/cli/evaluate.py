@@ -106,7 +106,7 @@ def _print_beside_published(record, dataset, result):
     """The measured accuracy below the published one."""
     rows = table("", "top-1 (%)", "top-5 (%)", "images", title=record.name)
     rows.add_row(
-        f"published by {record.measured_by}, ImageNet",
+        f"published by {record.measured_by}, {record.dataset}",
         f"{record.top1:.3f}",
         f"{record.top5:.3f}",
         "",

@@ -32,12 +32,13 @@ ATTEMPTS = 3
 TIMEOUT_S = 30
 # To connect, whatever is slow: looking up the name, or each address in turn.
 CONNECT_S = 4
+_INSTALLED = pathlib.Path(__file__).with_name("published")
 _HUB = "https://huggingface.co"
 _CHUNK = 1 << 20
 
 
 def fetch(record: WeightsRecord) -> pathlib.Path:
-    """The file of a record, downloaded if it is not in the cache.
+    """The file of a record, downloaded if it is not here.
 
     Files of the Hugging Face Hub go into the cache of `huggingface_hub`,
     which `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and so on configure; the
@@ -65,6 +66,10 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     """
     if record.source == "huggingface":
         return _fetch_from_hub(record)
+    if record.source == "package":
+        path = _INSTALLED / record.address
+        _check_hash(path, "sha256", record.sha256, [])
+        return path
     address = record.address
     if mirror := os.environ.get("KERAS_RESNEXT_MIRROR"):
         address = mirror.rstrip("/") + urllib.parse.urlsplit(address).path
@@ -213,7 +218,7 @@ def _compare(path, kind, actual, expected, remove, note=None):
 
 
 def _refuse(path, expected, remove):
-    removed = True
+    removed = bool(remove)
     for file in remove:
         try:
             file.unlink(missing_ok=True)
@@ -221,7 +226,7 @@ def _refuse(path, expected, remove):
             removed = False
     raise ValueError(
         f"{path} must be {expected}. It "
-        + ("was deleted." if removed else "could not be deleted.")
+        + ("was deleted." if removed else "was not deleted.")
     )
 
 

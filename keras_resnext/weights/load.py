@@ -20,6 +20,7 @@ from keras_resnext.weights.read import READERS
 from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.read import require_torch
+from keras_resnext.weights.registry import IMAGENET
 from keras_resnext.weights.registry import PUBLISHED
 from keras_resnext.weights.registry import WeightsRecord
 
@@ -101,6 +102,11 @@ def get_weights(
 def _get_record(model, tag, include_top):
     records = list_weights(model)
     if tag == "imagenet":
+        if records[0].dataset != IMAGENET:
+            raise ValueError(
+                f"No weights of {_notation(model)} for ImageNet are "
+                f"published; set `weights` to {_tags(records)}."
+            )
         if records[0].commercial:
             return records[0]
         raise ValueError(
@@ -110,10 +116,14 @@ def _get_record(model, tag, include_top):
         )
     tagged = [record for record in records if record.tag == tag]
     if not tagged:
-        tags = ["imagenet", *(record.tag for record in records)]
+        tags = [record.tag for record in records]
+        listed = _tags(records)
+        if records[0].dataset == IMAGENET:
+            tags.append("imagenet")
+            listed = f'"imagenet", {listed}'
         raise ValueError(
             f"`weights` must be None, a file or, for {_notation(model)}, one "
-            f'of "imagenet", {_tags(records)}; got {tag!r}.{suggest(tag, tags)}'
+            f"of {listed}; got {tag!r}.{suggest(tag, tags)}"
         )
     matching = [r for r in tagged if r.include_top == include_top]
     return (matching or tagged)[0]
