@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 
 from benchmarks import machine
 from benchmarks import report
@@ -164,7 +165,7 @@ def study(
     from benchmarks.verdict import QUESTIONS
     from benchmarks.verdict import detectable
     from benchmarks.verdict import draw_study
-    from benchmarks.verdict import print_study
+    from benchmarks.verdict import page
 
     for count in (SEEDS, MORE_SEEDS):
         console.print(
@@ -184,7 +185,9 @@ def study(
     )
     if records:
         draw_study(records, folder / "study.svg")
-        print_study(records, console)
+        text = page(records)
+        (folder / "study.md").write_text(text)
+        console.print(Markdown(text))
 
 
 @app.command()

@@ -389,8 +389,21 @@ def test_study_says_what_numbers_show(tmp_path):
     found = verdict.compare(question, small)
     assert found["p_seeds"] < 0.01 < found["p_images"]
     assert not found["shown"]
+    page = verdict.page(
+        [
+            r | {"recipe": study.FIELDS, "device": "x", "backend": "jax"}
+            for r in records
+        ]
+    )
+    assert "| resnext11_1x16d_f64, no shortcuts | 10.0 | 100 | 6 | " in page
+    assert "| 31.2 (resnet50, no shortcuts) |" in page
     verdict.draw_study(records, tmp_path / "study.svg")
     assert "<svg" in (tmp_path / "study.svg").read_text()
+
+
+def test_page_of_the_study_has_the_stored_numbers():
+    records = study.read_records(report.FOLDER / "study.jsonl")
+    assert (report.FOLDER / "study.md").read_text() == verdict.page(records)
 
 
 def test_power_is_that_of_the_test():
