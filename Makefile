@@ -43,7 +43,7 @@ bench-all: $(VENV)/peers.installed  ## Time everything, in more rounds, 90 minut
 	$(BIN)/python -m benchmarks loading
 	$(BIN)/python -m benchmarks exporting
 
-study: $(VENV)/demo.installed  ## Cardinality and shortcuts on Fashion-MNIST, half a day
+study: $(VENV)/demo.installed  ## The paper's tables in small, on Fashion-MNIST; days
 	$(BIN)/python -m benchmarks study
 
 fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package

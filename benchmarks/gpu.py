@@ -10,6 +10,8 @@ layers, `Conv2D(groups=32)` among them.
 """
 
 import argparse
+import datetime
+import importlib.metadata
 import json
 import statistics
 
@@ -17,6 +19,7 @@ from benchmarks.harness import Worker
 from benchmarks.harness import take_turns
 from benchmarks.job import Job
 
+_PEERS = ("keras", "jax", "torch", "timm")
 SUBJECTS = ("Keras on JAX", "Keras on JAX, Conv2D", "timm compiled")
 # One forward pass of ResNeXt-50 (32x4d) at 224 pixels, `count_complexity`.
 MULTIPLY_ADDS = 4_230_479_872
@@ -31,9 +34,17 @@ def main():
     parser.add_argument("--output", help="a JSON file to write")
     arguments = parser.parse_args()
 
+    import torch
+
     rate = matrix_rate()
     print(f"matrices: {rate / 1e12:.0f} TFLOP/s")
-    found = {"batch": arguments.batch, "matrix_flops": rate}
+    found = {
+        "device": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: importlib.metadata.version(name) for name in _PEERS},
+        "batch": arguments.batch,
+        "matrix_flops": rate,
+    }
     for task, passes in PASSES.items():
         workers = {}
         try:

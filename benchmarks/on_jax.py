@@ -69,7 +69,12 @@ class DenseConv2D(keras.layers.Conv2D):
         kernel = jnp.einsum("hwcgf,kg->hwkcgf", kernel, jnp.eye(groups))
         kernel = kernel.reshape(height, width, channels * groups, filters)
         return keras.ops.conv(
-            inputs, kernel, self.strides, self.padding, self.data_format
+            inputs,
+            kernel,
+            self.strides,
+            self.padding,
+            self.data_format,
+            self.dilation_rate,
         )
 
 

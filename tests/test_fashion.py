@@ -7,6 +7,9 @@ import struct
 import pytest
 
 from benchmarks import fashion
+from keras_resnext import Classifier
+from keras_resnext.training import evaluate
+from keras_resnext.training.datasets import open_dataset
 
 NAME = "t10k-labels-idx1-ubyte.gz"
 
@@ -45,3 +48,17 @@ def test_tfds_takes_debians_files(tmp_path):
     changed.write_bytes(content)
     with pytest.raises(Exception, match=f"checksum.*{NAME}"):
         fashion.prepare(files, tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="needs apt-get")
+def test_published_weights_have_their_accuracy():
+    """On all 10,000 test images; of those, two may fall on the other side."""
+    fashion.prepare()
+    classifier = Classifier.load("resnext29_8x4d_f64", "fashion_mnist")
+    data = open_dataset("fashion_mnist")
+    assert classifier.labels == data.labels
+    result = evaluate(classifier, data)
+    record = classifier.record
+    assert 100 * result.accuracy == pytest.approx(record.top1, abs=0.021)
+    assert 100 * result.top5_accuracy == pytest.approx(record.top5, abs=0.021)

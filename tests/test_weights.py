@@ -333,6 +333,38 @@ def test_imagenet_means_the_best_without_restrictions():
         keras_resnext.ResNeXt50(weights="absent.pth")
 
 
+def test_the_packages_own_weights(tmp_path, monkeypatch):
+    """Installed with it: no network, no extra; checked like the others."""
+    classifier = keras_resnext.Classifier.load(
+        "resnext29_8x4d_f64", "fashion_mnist"
+    )
+    kit = pathlib.Path(__file__).parents[1] / "export" / "mobile"
+    (prediction,) = classifier.predict([kit / "ankle-boot.png"])
+    ((label, probability), *_) = prediction.top(1)
+    assert label == "Ankle boot"
+    assert probability > 0.8
+    record = classifier.record
+    assert classifier.labels == record.labels
+    assert classifier.model.input_shape == (None, 28, 28, 3)
+    assert classifier.model.count_params() * 4 / 1e6 == record.size_mb < 2
+
+    with pytest.raises(ValueError, match="ImageNet are published; .*fashion_m"):
+        keras_resnext.Classifier.load("resnext29_8x4d_f64")
+    with pytest.raises(ValueError, match="one of \"fashion_mnist\"; got 'a1'"):
+        keras_resnext.get_weights("resnext29_8x4d_f64", "a1")
+    with pytest.raises(ValueError, match="one of .*; got 'fashion_mnist'"):
+        keras_resnext.ResNeXt50(weights="fashion_mnist")
+
+    changed = hub._INSTALLED / record.address
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / record.address).write_bytes(content)
+    monkeypatch.setattr(hub, "_INSTALLED", tmp_path)
+    with pytest.raises(ValueError, match="sha256 is ac4d79.*was not deleted"):
+        hub.fetch(record)
+    assert (tmp_path / record.address).exists()
+
+
 def test_the_most_accurate_without_restrictions():
     for model in {record.model for record in PUBLISHED}:
         best = most_accurate_permissive(model)
