@@ -1,8 +1,9 @@
 """The published weights: one record per file, data only.
 
-One file is this package's own. The others were collected in 2026 from timm 1.0.31 (its pretrained configurations and its
-results-imagenet.csv), torchvision 0.28.0 (`models/resnet.py`) and
-keras-applications 1.0.8 (`resnext.py` and its README).
+One file is this package's own. The others were collected in 2026 from timm
+1.0.31 (its pretrained configurations and its results-imagenet.csv), torchvision
+0.28.0 (`models/resnet.py`) and keras-applications 1.0.8 (`resnext.py` and its
+README).
 """
 
 import dataclasses
