@@ -44,7 +44,7 @@ bench-all: $(VENV)/peers.installed  ## Time everything, in more rounds, 90 minut
 	$(BIN)/python -m benchmarks exporting
 
 study: $(VENV)/demo.installed  ## The paper's tables in small, on Fashion-MNIST; days
-	$(BIN)/python -m benchmarks study
+	$(BIN)/python -m benchmarks study --folder runs/study
 
 fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package
 	$(BIN)/python -m benchmarks fashion

@@ -1,5 +1,6 @@
 """python -m benchmarks: time this package and its peers; train and compare."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -155,34 +156,26 @@ def study(
     """Cardinality, width, depth and shortcuts on Fashion-MNIST.
 
     45 runs of three seeds and 21 more of the networks that a question is
-    about; finished ones are read from results/study.jsonl. Days on two cores,
-    minutes on a GPU. `make fashion` prepares the images without a network.
+    about; finished ones are read from study.jsonl in the folder. Days on two
+    cores, a quarter of an hour on a GPU. `make fashion` prepares the images
+    without a network.
     """
-    from benchmarks.study import MORE_SEEDS
-    from benchmarks.study import NETWORKS
-    from benchmarks.study import SEEDS
     from benchmarks.study import run_study
-    from benchmarks.verdict import QUESTIONS
-    from benchmarks.verdict import detectable
     from benchmarks.verdict import draw_study
     from benchmarks.verdict import page
+    from benchmarks.verdict import planned_seeds
+    from benchmarks.verdict import power
 
-    for count in (SEEDS, MORE_SEEDS):
-        console.print(
-            f"{count} paired seeds whose errors deviate by 0.2 points each "
-            f"show a difference of {detectable(0.2 * 2**0.5, count):.2f} "
-            "points four times in five, all questions together at 5 %.",
-            highlight=False,
-        )
-    asked = {network for q in QUESTIONS for network in (q.one, q.other)}
+    console.print(power(), highlight=False)
     folder = folder or report.FOLDER
-    records = run_study(
-        folder / "study.jsonl",
-        _learner(source, runs),
-        seeds={n: MORE_SEEDS if n in asked else SEEDS for n in NETWORKS},
-        minutes=float("inf") if minutes is None else minutes,
-        log=console.print,
-    )
+    with _errors_in_a_line():
+        records = run_study(
+            folder / "study.jsonl",
+            _learner(source, runs),
+            seeds=planned_seeds(),
+            minutes=float("inf") if minutes is None else minutes,
+            log=console.print,
+        )
     if records:
         draw_study(records, folder / "study.svg")
         text = page(records)
@@ -205,12 +198,13 @@ def tune(
     from benchmarks.tuning import print_tuning
     from benchmarks.tuning import run_tuning
 
-    records = run_tuning(
-        (folder or report.FOLDER) / "fashion_tuning.jsonl",
-        _learner(source, runs),
-        minutes=float("inf") if minutes is None else minutes,
-        log=console.print,
-    )
+    with _errors_in_a_line():
+        records = run_tuning(
+            (folder or report.FOLDER) / "fashion_tuning.jsonl",
+            _learner(source, runs),
+            minutes=float("inf") if minutes is None else minutes,
+            log=console.print,
+        )
     print_tuning(records, console)
 
 
@@ -222,37 +216,50 @@ def final(
 ):
     """Train the recipe `fashion_mnist` with three seeds, and test it.
 
-    Finished runs are read from results/fashion_mnist.jsonl; their weights are
-    in the folder of `--runs`. Three hours each on two cores.
+    Finished runs are read from results/fashion_mnist.jsonl. Five hours each on
+    two cores, a minute and a half on a GPU.
     """
     from benchmarks.tuning import run_final
 
-    run_final(
-        (folder or report.FOLDER) / "fashion_mnist.jsonl",
-        _learner(source, runs),
-        runs,
-        log=console.print,
-    )
+    with _errors_in_a_line():
+        run_final(
+            (folder or report.FOLDER) / "fashion_mnist.jsonl",
+            _learner(source, runs),
+            runs,
+            log=console.print,
+        )
+    console.print(f"Weights of runs that ended now are in {runs}.")
 
 
 def _learner(source, runs):
     """What trains: `keras_resnext.training`, or the loop for accelerators."""
     import keras
 
-    if keras.backend.backend() == "jax":
+    backend = keras.backend.backend()
+    if (backend, source is None) not in (("tensorflow", True), ("jax", False)):
+        raise typer.BadParameter(
+            "--source is needed with KERAS_BACKEND=jax, and only there; got "
+            f"{source} with Keras on {backend}."
+        )
+    if backend == "jax":
         from benchmarks.fashion import read
         from benchmarks.on_jax import Learner
 
-        if source is None:
-            raise typer.BadParameter(
-                "--source is needed on Keras' JAX backend."
-            )
         return Learner(*read(source))
     from benchmarks.on_tensorflow import Learner
     from keras_resnext.cli.console import start_tensorflow
 
     start_tensorflow()
     return Learner(runs)
+
+
+@contextlib.contextmanager
+def _errors_in_a_line():
+    """What a user can mend is printed without a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"Error: {error}") from error
 
 
 @app.command()

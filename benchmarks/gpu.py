@@ -38,7 +38,7 @@ def main():
 
     rate = matrix_rate()
     print(f"matrices: {rate / 1e12:.0f} TFLOP/s")
-    found = {
+    results = {
         "device": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in _PEERS},
@@ -63,13 +63,13 @@ def main():
                 f"{task}, {subject}: {images:,.0f} images/s, "
                 f"{share:.1%} of the matrices' rate"
             )
-            found[f"{task}, {subject}"] = {
+            results[f"{task}, {subject}"] = {
                 "images_per_second": images,
                 "share": share,
             }
     if arguments.output:
         with open(arguments.output, "w") as file:
-            json.dump(found, file, indent=1)
+            json.dump(results, file, indent=1)
 
 
 def matrix_rate(size=8192, repetitions=20):

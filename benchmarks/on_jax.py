@@ -28,7 +28,7 @@ _READ = {
     *("dataset", "val_fraction", "model", "residual", "image_size", "epochs"),
     *("batch_size", "learning_rate", "warmup_epochs", "momentum", "nesterov"),
     *("weight_decay", "label_smoothing", "crop_padding", "flip", "seed"),
-    *("random_erasing", "drop_path_rate"),
+    "random_erasing",
 }
 _EVALUATED_AT_ONCE = 1000  # images
 _MEAN_COLOR = (124, 116, 104)  # as in `augment.erase`
@@ -48,19 +48,23 @@ class Images:
 
     @classmethod
     def put(cls, pixels, labels):
-        """Copy NumPy arrays to the device."""
+        """Copy NumPy arrays to the device.
+
+        Args:
+            pixels: uint8 `(images, height, width)`.
+            labels: Integers `(images,)`.
+        """
         return cls(jnp.asarray(pixels), jnp.asarray(labels, "int32"))
 
 
 class DenseConv2D(keras.layers.Conv2D):
     """A grouped convolution as one of all channels, with zeros between groups.
 
-    cuDNN takes longer for groups of a few channels than for all pairs of
-    channels: `resnext11_32x1d_f64` trained on 31,000 images/s with Keras'
-    grouped convolutions on an H100, on 85,000 with this layer on an H200.
+    cuDNN is slow for groups of a few channels (`NOTES.md`, "A GPU").
     """
 
     def convolution_op(self, inputs, kernel):
+        """Convolve; the kernel is `(height, width, channels, filters)`."""
         kernel = keras.ops.convert_to_tensor(kernel)
         height, width, channels, filters = kernel.shape
         groups = self.groups
@@ -100,7 +104,11 @@ class Learner:
         self._compiled, self._splits = {}, {}
 
     def prepare(self, recipes) -> None:
-        """Begin to compile what some recipes need."""
+        """Begin to compile what some recipes need.
+
+        Args:
+            recipes: The `Recipe`s that will be trained.
+        """
         for recipe in recipes:
             self._program(recipe)
 
@@ -117,6 +125,9 @@ class Learner:
             `accuracy` and `loss`, the last epoch's `training_loss`, the
             `curve` of accuracies by epoch, `images_per_second`, `params` and
             `multiply_adds`.
+
+        Raises:
+            ValueError: if the recipe has a field that this loop does not read.
         """
         program = self._program(recipe).result()
         train, held_out = self._split(recipe)
@@ -174,12 +185,18 @@ class Learner:
 
 
 def build_model(recipe: Recipe) -> keras.Model:
-    """The network of a recipe, with the initial weights of its seed."""
+    """The network of a recipe, with the initial weights of its seed.
+
+    Args:
+        recipe: A `Recipe`.
+
+    Returns:
+        A `keras.Model` that ends in logits.
+    """
     keras.utils.set_random_seed(recipe.seed)
     return build(
         recipe.model,
         residual=recipe.residual,
-        drop_path_rate=recipe.drop_path_rate,
         classes=10,
         input_shape=(recipe.image_size, recipe.image_size, 3),
         weights=None,
@@ -188,7 +205,14 @@ def build_model(recipe: Recipe) -> keras.Model:
 
 
 def with_dense_convolutions(model: keras.Model) -> keras.Model:
-    """The same network and weights with `DenseConv2D`."""
+    """The same network and weights with `DenseConv2D`.
+
+    Args:
+        model: A functional `keras.Model`.
+
+    Returns:
+        A new `keras.Model`.
+    """
 
     def replace(layer):
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
@@ -198,14 +222,29 @@ def with_dense_convolutions(model: keras.Model) -> keras.Model:
 
 
 def state_of(model: keras.Model) -> tuple[list, list, list]:
-    """A model's weights, other variables, and velocities of 0."""
+    """What training changes.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        Arrays: its trainable weights, its other variables, and velocities of 0.
+    """
     weights = [v.value for v in model.trainable_variables]
     others = [v.value for v in model.non_trainable_variables]
     return weights, others, [jnp.zeros_like(w) for w in weights]
 
 
 def learning_rates(recipe: Recipe, steps_per_epoch: int) -> np.ndarray:
-    """The rate of each step, `(epochs, steps)`: warm-up, then a cosine."""
+    """The rate of each step: a linear warm-up, then a cosine.
+
+    Args:
+        recipe: A `Recipe`.
+        steps_per_epoch: Steps in an epoch.
+
+    Returns:
+        float32 `(epochs, steps_per_epoch)`.
+    """
     warm_up = round(recipe.warmup_epochs * steps_per_epoch)
     total = recipe.epochs * steps_per_epoch
     step = np.arange(total)
@@ -231,7 +270,12 @@ def _check(recipe):
 
 
 class Program:
-    """A recipe's network and its compiled epoch and evaluation."""
+    """A recipe's network with its compiled epoch and evaluation.
+
+    Args:
+        recipe: A `Recipe`.
+        model: Its network, which ends in logits.
+    """
 
     def __init__(self, recipe, model):
         self.recipe, self.model = recipe, model
@@ -247,6 +291,7 @@ class Program:
         ]
 
     def compile(self, train, held_out):
+        """Compile for `Images` of these shapes; returns itself."""
         state = state_of(self.model)
         rates = learning_rates(
             self.recipe, len(train.labels) // self.recipe.batch_size

@@ -74,10 +74,14 @@ def run_study(
 
     Returns:
         The records that there are.
+
+    Raises:
+        ValueError: if the records there are of another recipe or backend.
     """
     done = read_records(records)
+    check_backend(done, learner, records)
     known = {(r["model"], r["residual"], r["seed"]) for r in done}
-    _check_recipe(Recipe(**fields), learner, done, records)
+    _check_recipe(Recipe(**fields), done, records)
     # All networks with one seed before the next, so that what is there can
     # be compared.
     left = [
@@ -114,12 +118,37 @@ def read_records(path: pathlib.Path) -> list[dict]:
 
 
 def write_records(path: pathlib.Path, records: list[dict]) -> None:
-    """Replace a file of records, whole or not at all."""
+    """Replace a file of records, whole or not at all.
+
+    Args:
+        path: File to write, a record a line.
+        records: Dicts that JSON can hold.
+    """
     with staged(path, overwrite=True) as new:
         new.write_text("".join(json.dumps(x) + "\n" for x in records))
 
 
-def _check_recipe(recipe, learner, done, path):
+def check_backend(records: list[dict], learner, path: pathlib.Path) -> None:
+    """Refuse records of another backend: they would not be comparable.
+
+    Args:
+        records: Result of `read_records`.
+        learner: `on_tensorflow.Learner` or `on_jax.Learner`.
+        path: The records' file.
+
+    Raises:
+        ValueError: if a record is of another backend than the learner's.
+    """
+    for record in records:
+        if record["backend"] != learner.backend:
+            raise ValueError(
+                f"{path} must have runs of Keras on {learner.backend}; its are "
+                f"of {record['backend']}. Choose another folder (--folder), or "
+                f"set KERAS_BACKEND={record['backend']}."
+            )
+
+
+def _check_recipe(recipe, done, path):
     """Refuse records of another recipe: they would not be comparable."""
     wanted = _fixed_fields(recipe)
     for record in done:
@@ -128,17 +157,22 @@ def _check_recipe(recipe, learner, done, path):
             for name in wanted
             if record["recipe"].get(name) != wanted[name]
         ]
-        if record["backend"] != learner.backend:
-            different.append("backend")
         if different:
             raise ValueError(
                 f"`records` must be of this recipe; {path} has others, in "
-                f"{', '.join(different)}. Move it away to start again."
+                f"{', '.join(different)}. Choose another folder (--folder)."
             )
 
 
 def plain_fields(recipe: Recipe) -> dict:
-    """A recipe's fields as JSON keeps them: tuples are lists."""
+    """A recipe's fields as JSON keeps them.
+
+    Args:
+        recipe: A `Recipe`.
+
+    Returns:
+        The fields by name; tuples have become lists.
+    """
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
@@ -151,11 +185,19 @@ def _fixed_fields(recipe):
     }
 
 
-def describe(record: dict) -> str:
-    """A record as a line of text."""
+def describe(record: dict, what: str = "") -> str:
+    """A record as a line of text.
+
+    Args:
+        record: Result of `make_record`.
+        what: What is special about this run. Defaults to its network.
+
+    Returns:
+        The line.
+    """
     plain = "" if record["residual"] else ", no shortcuts"
     return (
-        f"{record['model']}{plain}, seed {record['seed']}: error "
+        f"{what or record['model'] + plain}, seed {record['seed']}: error "
         f"{record['error']:.2f} %, loss {record['loss']:.4f}, "
         f"{record['images_per_second']:.0f} images/s"
     )
@@ -172,15 +214,15 @@ def make_record(recipe: Recipe, learner, weights=None) -> dict:
     Returns:
         A dict that JSON can hold.
     """
-    found = learner(recipe, weights)
-    right = found.pop("right")
+    outcome = learner(recipe, weights)
+    right = outcome.pop("right")
     about = machine.describe()
     return {
         "model": recipe.model,
         "residual": recipe.residual,
         "seed": recipe.seed,
-        "error": 100 * (1 - found.pop("accuracy")),
-        **found,
+        "error": 100 * (1 - outcome.pop("accuracy")),
+        **outcome,
         "right": base64.b64encode(np.packbits(right)).decode(),
         "images": len(right),
         "date": about["date"],

@@ -1,8 +1,10 @@
-"""How the recipe `fashion_mnist` was chosen.
+"""How the recipe `fashion_mnist` is chosen.
 
 Candidates are trained on 54,000 of the training images and compared on the
-other 6,000; no test image is looked at. One group of candidates differs from
-the best of the group before in one respect, and what is better stays.
+other 6,000; no test image is looked at. Each group of candidates differs from
+the best of the group before in one field, and the best value stays. Of these
+groups the first was run, and one candidate of the second
+(`results/fashion_tuning.jsonl`).
 """
 
 import dataclasses
@@ -10,6 +12,8 @@ import pathlib
 import statistics
 import time
 
+from benchmarks.study import check_backend
+from benchmarks.study import describe
 from benchmarks.study import make_record
 from benchmarks.study import plain_fields
 from benchmarks.study import read_records
@@ -76,16 +80,21 @@ def run_tuning(
 
     Returns:
         The records that there are.
+
+    Raises:
+        ValueError: if `start` holds no images out, or the records there are
+            of another backend.
     """
     if not start.val_fraction:
         raise ValueError("`start` must have a `val_fraction` above 0; got 0.")
     begun, best = time.monotonic(), start
     records = read_records(path)
+    check_backend(records, learner, path)
     for field, values in groups:
         candidates = [dataclasses.replace(best, **{field: x}) for x in values]
         learner.prepare(candidates)
         errors = []
-        for candidate in candidates:
+        for i, candidate in enumerate(candidates):
             for seed in range(seeds):
                 recipe = dataclasses.replace(candidate, seed=seed)
                 if _find(records, recipe):
@@ -94,7 +103,7 @@ def run_tuning(
                     return records
                 records.append(make_record(recipe, learner))
                 write_records(path, records)
-                log(describe(records[-1], field))
+                log(describe(records[-1], f"{field} {values[i]}"))
             errors.append(_mean_error(records, candidate, seeds))
         best = candidates[errors.index(min(errors))]
     return records
@@ -121,30 +130,35 @@ def run_final(
 
     Returns:
         The records that there are.
+
+    Raises:
+        ValueError: if the records there are of another backend.
     """
     weights.mkdir(parents=True, exist_ok=True)
     records = read_records(path)
+    check_backend(records, learner, path)
     for seed in range(seeds):
         recipe = dataclasses.replace(recipe, seed=seed)
-        if _find(records, recipe):
-            continue
-        file = weights / f"fashion_mnist_{seed}.safetensors"
-        records.append(make_record(recipe, learner, file))
-        write_records(path, records)
-        log(describe(records[-1], "epochs"))
+        record = _find(records, recipe)
+        if not record:
+            file = weights / f"fashion_mnist_{seed}.safetensors"
+            record = make_record(recipe, learner, file)
+            records.append(record)
+            write_records(path, records)
+        log(describe(record))
     return records
 
 
-def describe(record: dict, field: str) -> str:
-    """A record as a line of text."""
-    return (
-        f"{field} {value_of(record, field)}, seed {record['seed']}: error "
-        f"{record['error']:.2f} %, {record['images_per_second']:.0f} images/s"
-    )
-
-
 def value_of(record: dict, field: str):
-    """A field of the recipe of a record."""
+    """A field's value in the recipe of a record.
+
+    Args:
+        record: Result of `make_record`.
+        field: A field of `Recipe`.
+
+    Returns:
+        The value as JSON keeps it.
+    """
     return record["model"] if field == "model" else record["recipe"][field]
 
 
@@ -152,10 +166,10 @@ def _find(records, recipe):
     """The record of a recipe, or `None`."""
     wanted = plain_fields(recipe)
     for record in records:
-        found = record["recipe"] | {
+        trained = record["recipe"] | {
             name: record[name] for name in ("model", "residual", "seed")
         }
-        if found == wanted:
+        if trained == wanted:
             return record
     return None
 
@@ -168,7 +182,12 @@ def _mean_error(records, candidate, seeds):
 
 
 def print_tuning(records: list[dict], console) -> None:
-    """Print the mean error of each candidate."""
+    """Print the mean error of each candidate.
+
+    Args:
+        records: Result of `run_tuning`.
+        console: A `rich.console.Console`.
+    """
     from rich.table import Table
 
     table = Table(
@@ -181,11 +200,11 @@ def print_tuning(records: list[dict], console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     fields = [field for field, _ in GROUPS]
-    found = {}
+    candidates = {}
     for record in records:
         key = tuple(value_of(record, field) for field in fields)
-        found.setdefault(key, []).append(record)
-    for key, rows in found.items():
+        candidates.setdefault(key, []).append(record)
+    for key, rows in candidates.items():
         errors = [row["error"] for row in rows]
         spread = f" ± {statistics.stdev(errors):.2f}" if errors[1:] else ""
         table.add_row(

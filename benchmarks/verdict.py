@@ -7,18 +7,13 @@ import statistics
 import numpy as np
 
 from benchmarks.study import CONSTANT_COST
+from benchmarks.study import MORE_SEEDS
 from benchmarks.study import NETWORKS
+from benchmarks.study import SEEDS
+from benchmarks.study import TWICE_THE_COST
 from benchmarks.study import right_images
 from keras_resnext import paper
 
-CAVEAT = (
-    "With one block a stage, every shortcut is a projection, and leaving them "
-    "out also takes a quarter of the multiply-adds and a third of the "
-    "parameters: what they are worth at equal cost is not asked here, nor what "
-    "identity shortcuts are. Costs called constant differ by up to 14 %, those "
-    "at twice the cost by 12 %. Nothing was tuned, and ten epochs are no "
-    "training to the end."
-)
 LEVEL = 0.05  # of all questions together
 POWER = 0.8
 
@@ -157,14 +152,14 @@ def compare(question: Question, records: list[dict]) -> dict | None:
     seeds = sorted(ones.keys() & others.keys())
     if len(seeds) < 2:
         return None
-    errors = [[found[s]["error"] for s in seeds] for found in (ones, others)]
+    errors = [[runs[s]["error"] for s in seeds] for runs in (ones, others)]
     differences = np.subtract(*errors)
     mean, deviation = differences.mean(), differences.std(ddof=1)
     half = t.isf(LEVEL / len(QUESTIONS) / 2, len(seeds) - 1)
     half *= deviation / math.sqrt(len(seeds))
     by_image = []
     for seed in seeds:
-        one, other = (right_images(found[seed]) for found in (ones, others))
+        one, other = (right_images(runs[seed]) for runs in (ones, others))
         better, worse = (one & ~other).sum(), (other & ~one).sum()
         by_image.append(
             binomtest(int(better), int(better + worse)).pvalue
@@ -188,24 +183,81 @@ def compare(question: Question, records: list[dict]) -> dict | None:
 
 
 def answers(records: list[dict]) -> list[str]:
-    """What the records say to each question, in sentences."""
+    """What the records say to each question.
+
+    Args:
+        records: Result of `run_study`.
+
+    Returns:
+        A sentence or two for each of `QUESTIONS`.
+    """
     lines = []
     for question in QUESTIONS:
-        found = compare(question, records)
-        if found is None:
+        answer = compare(question, records)
+        if answer is None:
             lines.append(f"{question.text}: not run yet.")
             continue
-        low, high = found["interval"]
-        verdict = "a difference" if found["shown"] else "not shown"
+        low, high = answer["interval"]
+        verdict = "a difference" if answer["shown"] else "not shown"
         lines.append(
-            f"{question.text}: error {found['difference']:+.2f} points, "
-            f"{low:+.2f} to {high:+.2f} over {found['seeds']} paired seeds "
-            f"({_p(found['p_seeds'])}), McNemar's {_p(found['p_images'])} in "
-            f"the median seed, {found['cost']:.2f} times the multiply-adds: "
+            f"{question.text}: error {answer['difference']:+z.2f} points, "
+            f"{low:+z.2f} to {high:+z.2f} over {answer['seeds']} paired seeds "
+            f"({_p(answer['p_seeds'])}), McNemar's {_p(answer['p_images'])} in "
+            f"the median seed, {answer['cost']:.2f} times the multiply-adds: "
             f"{verdict}. In the paper, on ImageNet: "
             f"{question.papers_difference:+.1f}."
         )
     return lines
+
+
+def caveat(records: list[dict]) -> str:
+    """What the study cannot show, with the costs that records have.
+
+    Args:
+        records: Result of `run_study`.
+
+    Returns:
+        Some sentences; empty unless every network was run.
+    """
+    rows = groups(records)
+    if rows.keys() != set(NETWORKS):
+        return ""
+    adds, parameters = (
+        {network: rows[network][0][value] for network in NETWORKS}
+        for value in ("multiply_adds", "params")
+    )
+    constant = [f"resnext11_{paths}_f64" for paths in CONSTANT_COST]
+
+    def spread(residual):
+        costs = [adds[name, residual] for name in constant]
+        return f"{max(costs) / min(costs) - 1:.0%}"
+
+    def saved(costs):
+        shares = [1 - costs[n, False] / costs[n, True] for n in constant]
+        return f"{min(shares):.0%} to {max(shares):.0%}"
+
+    ratios = [adds[n, True] / adds[_PLAIN, True] for n in TWICE_THE_COST]
+    return (
+        "With one block a stage, every shortcut is a projection. Without them, "
+        f"{saved(adds)} of the multiply-adds and {saved(parameters)} of the "
+        "parameters are gone, so that the study does not say what shortcuts "
+        "are worth at equal cost, nor what identity shortcuts are. The costs "
+        f"called constant differ by up to {spread(True)} with shortcuts and "
+        f"{spread(False)} without; those called twice the cost are "
+        f"{min(ratios):.1f} to {max(ratios):.1f} times that of 1x16d. Nothing "
+        f"was tuned, and {rows[NETWORKS[0]][0]['recipe']['epochs']} epochs do "
+        "not train these networks to convergence."
+    )
+
+
+def power() -> str:
+    """What the planned numbers of seeds can show, in a sentence for each."""
+    return " ".join(
+        f"{seeds} paired seeds whose errors deviate by 0.2 points each show a "
+        f"difference of {detectable(0.2 * 2**0.5, seeds):.2f} points four "
+        "times in five."
+        for seeds in (SEEDS, MORE_SEEDS)
+    )
 
 
 def _p(value):
@@ -213,12 +265,26 @@ def _p(value):
 
 
 def groups(records: list[dict]) -> dict[tuple[str, bool], list[dict]]:
-    """The records of each network, in the order of `NETWORKS`."""
-    found = {network: [] for network in NETWORKS}
+    """The records of each network, in the order of `NETWORKS`.
+
+    Args:
+        records: Result of `run_study`.
+
+    Returns:
+        From a model, and whether it has shortcuts, to its records; networks
+        without any are left out.
+    """
+    rows = {network: [] for network in NETWORKS}
     for record in records:
         network = record["model"], record["residual"]
-        found.setdefault(network, []).append(record)
-    return {network: rows for network, rows in found.items() if rows}
+        rows.setdefault(network, []).append(record)
+    return {network: some for network, some in rows.items() if some}
+
+
+def planned_seeds() -> dict[tuple[str, bool], int]:
+    """The number of runs of each network: more where a question is asked."""
+    asked = {network for q in QUESTIONS for network in (q.one, q.other)}
+    return {n: MORE_SEEDS if n in asked else SEEDS for n in NETWORKS}
 
 
 def page(records: list[dict]) -> str:
@@ -235,9 +301,10 @@ def page(records: list[dict]) -> str:
     lines = [
         "# The paper's tables in small, on Fashion-MNIST",
         "",
-        f"{len(records)} runs of {recipe['epochs']} epochs on {devices} "
-        f"(Keras on {records[0]['backend']}); means and standard deviations "
-        "over seeds. Written by `make study` from `study.jsonl`.",
+        f"{len(records)} of {sum(planned_seeds().values())} planned runs of "
+        f"{recipe['epochs']} epochs, on {devices} (Keras on "
+        f"{records[0]['backend']}); means and standard deviations over seeds. "
+        "Written by `python -m benchmarks study` from `study.jsonl`.",
         "",
         "![Errors of all runs](study.svg)",
         "",
@@ -267,13 +334,13 @@ def page(records: list[dict]) -> str:
         "",
         "Differences are tested at 5 % for all questions together, and shown "
         "if both tests say so: a paired t-test over seeds, and McNemar's over "
-        "test images.",
+        f"test images. Computed beforehand: {power()}",
         "",
         *(f"- {answer}" for answer in answers(records)),
         "",
-        CAVEAT,
+        caveat(records),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _title(network):
@@ -295,7 +362,12 @@ def _with_deviation(values, digits):
 
 
 def draw_study(records: list[dict], path) -> None:
-    """Draw the errors: each run, and mean and deviation of each network."""
+    """Draw the errors: each run, and mean and deviation of each network.
+
+    Args:
+        records: Result of `run_study`.
+        path: The picture to write.
+    """
     import matplotlib.pyplot as plt
 
     from benchmarks.report import STYLE
@@ -304,13 +376,13 @@ def draw_study(records: list[dict], path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4.5), layout="constrained", sharey=True
     )
-    found = groups(records)
+    rows_of = groups(records)
     for residual, color in ((True, "#c2571a"), (False, "#4a6fa5")):
         names = [
             (f"resnext11_{paths}_f64", residual) for paths in CONSTANT_COST
         ]
         label = f"with{'' if residual else 'out'} shortcuts"
-        _draw_line(left, names, found, color, label)
+        _draw_line(left, names, rows_of, color, label)
     left.set_xticks(range(len(CONSTANT_COST)), CONSTANT_COST)
     left.set(
         xlabel="cardinality x base width, 11 layers, constant cost",
@@ -322,7 +394,7 @@ def draw_study(records: list[dict], path) -> None:
     costly = sorted(
         (
             (rows[0]["multiply_adds"], network)
-            for network, rows in found.items()
+            for network, rows in rows_of.items()
             if network[1]
             and (
                 network[0] not in {f"resnext11_{p}_f64" for p in CONSTANT_COST}
@@ -331,7 +403,7 @@ def draw_study(records: list[dict], path) -> None:
         ),
     )
     names = [network for _, network in costly]
-    _draw_line(right, names, found, "#c2571a", None, line="")
+    _draw_line(right, names, rows_of, "#c2571a", None, line="")
     right.set_xticks(
         range(len(names)),
         [
@@ -353,12 +425,12 @@ def draw_study(records: list[dict], path) -> None:
     plt.close(figure)
 
 
-def _draw_line(axis, names, found, color, label, line="-"):
+def _draw_line(axis, names, rows_of, color, label, line="-"):
     """Means with error bars, and a cross for each run."""
     points = [
-        (place, [row["error"] for row in found[name]])
+        (place, [row["error"] for row in rows_of[name]])
         for place, name in enumerate(names)
-        if name in found
+        if name in rows_of
     ]
     if not points:
         return

@@ -250,7 +250,7 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
         run()
     fields["weight_decay"] = study.FIELDS["weight_decay"]
     study.write_records(file, [records[0] | {"backend": "jax"}])
-    with pytest.raises(ValueError, match="others, in backend"):
+    with pytest.raises(ValueError, match="on tensorflow; its are of jax"):
         run()
     file.write_text(file.read_text()[:-5])
     with pytest.raises(ValueError, match="study.jsonl must have a JSON record"):
@@ -276,6 +276,7 @@ class MadeUpLearner:
         return {
             "right": right,
             "accuracy": right.mean(),
+            "loss": 0.2,
             "images_per_second": 100.0,
             "params": 1000,
         }
@@ -312,6 +313,9 @@ def test_tuning_keeps_what_is_best(tmp_path):
     again = MadeUpLearner()
     assert run(again) == records
     assert not again.recipes
+    learner.backend = "jax"
+    with pytest.raises(ValueError, match="on jax; its are of tensorflow"):
+        run(learner)
     on_test_images = dataclasses.replace(tuning.START, val_fraction=0.0)
     with pytest.raises(ValueError, match="`val_fraction` above 0; got 0"):
         run(learner, start=on_test_images)

@@ -134,11 +134,14 @@ def _print_weights(model):
                 record.license,
             )
         console.print(rows)
-    console.print(
-        "Accuracies are percentages on ImageNet's validation images, as "
-        "published and not measured here; those of fashion_mnist are on its "
-        "test images, measured here."
-    )
+    sources = {
+        "ImageNet": "ImageNet's validation images, as published; none was "
+        "measured here",
+        "Fashion-MNIST": "Fashion-MNIST's test images, measured here",
+    }
+    datasets = {record.dataset for record in list_weights(model)}
+    for dataset in sorted(datasets, reverse=True):
+        console.print(f"Accuracies are percentages on {sources[dataset]}.")
 
 
 def _print_recipe(name):
@@ -216,7 +219,10 @@ def _facts(network, name):
     best = most_accurate_permissive(name)
     weights = "none"
     if best:
-        weights = f"{best.tag} ({best.license}), top-1 {best.top1:.2f} %"
+        weights = (
+            f"{best.tag} ({best.license}), top-1 {best.top1:.2f} % on "
+            f"{best.dataset}"
+        )
     return (
         f"{network.count_params() * 4 / 1e6:.1f} MB in float32. Most accurate "
         f"published weights that allow commercial use: {weights}."

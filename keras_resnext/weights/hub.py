@@ -43,7 +43,8 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     Files of the Hugging Face Hub go into the cache of `huggingface_hub`,
     which `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and so on configure; the
     others into torch's (`TORCH_HOME`) or Keras' (`KERAS_HOME`).
-    `KERAS_RESNEXT_MIRROR` replaces the server of the others.
+    `KERAS_RESNEXT_MIRROR` replaces the server of the others. This package's own
+    file is where the package is installed.
 
     Args:
         record: What to fetch.
@@ -56,7 +57,8 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     Raises:
         ConnectionError: if the download fails; within five seconds where
             there is no network. The next call resumes it.
-        ValueError: if the file is not the published one. It is deleted.
+        ValueError: if the file is not the published one. A downloaded file is
+            deleted.
         OSError: if the cache is not writable.
 
     Example:
@@ -67,9 +69,7 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     if record.source == "huggingface":
         return _fetch_from_hub(record)
     if record.source == "package":
-        path = _INSTALLED / record.address
-        _check_hash(path, "sha256", record.sha256, [])
-        return path
+        return _find_installed(record)
     address = record.address
     if mirror := os.environ.get("KERAS_RESNEXT_MIRROR"):
         address = mirror.rstrip("/") + urllib.parse.urlsplit(address).path
@@ -77,6 +77,16 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     path = _cache_folder(record.source) / name
     kind = "md5" if record.md5 else "sha256"
     _download(record, address, path, kind)
+    return path
+
+
+def _find_installed(record):
+    path = _INSTALLED / record.address
+    if not path.is_file() or _hash(path, "sha256") != record.sha256:
+        raise ValueError(
+            f"{path} must be the published file of {record.name}; it is "
+            "missing or was changed. Reinstall keras_resnext."
+        )
     return path
 
 
@@ -218,7 +228,7 @@ def _compare(path, kind, actual, expected, remove, note=None):
 
 
 def _refuse(path, expected, remove):
-    removed = bool(remove)
+    removed = True
     for file in remove:
         try:
             file.unlink(missing_ok=True)
@@ -226,7 +236,7 @@ def _refuse(path, expected, remove):
             removed = False
     raise ValueError(
         f"{path} must be {expected}. It "
-        + ("was deleted." if removed else "was not deleted.")
+        + ("was deleted." if removed else "could not be deleted.")
     )
 
 

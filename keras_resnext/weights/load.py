@@ -121,9 +121,15 @@ def _get_record(model, tag, include_top):
         if records[0].dataset == IMAGENET:
             tags.append("imagenet")
             listed = f'"imagenet", {listed}'
+        others = dict.fromkeys(r.model for r in PUBLISHED if r.tag == tag)
+        hint = (
+            f" It is a tag of {', '.join(others)}."
+            if others
+            else suggest(tag, tags)
+        )
         raise ValueError(
             f"`weights` must be None, a file or, for {_notation(model)}, one "
-            f"of {listed}; got {tag!r}.{suggest(tag, tags)}"
+            f"of {listed}; got {tag!r}.{hint}"
         )
     matching = [r for r in tagged if r.include_top == include_top]
     return (matching or tagged)[0]
