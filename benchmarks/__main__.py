@@ -26,6 +26,13 @@ FolderOption = Annotated[
         "this machine's class in benchmarks/results."
     ),
 ]
+ResultsOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="Where results are written and read. Defaults to "
+        "benchmarks/results."
+    ),
+]
 TransferRunsOption = Annotated[
     pathlib.Path, typer.Option(help="Where images and networks are kept.")
 ]
@@ -148,7 +155,7 @@ def exporting(threads: ThreadsOption = 2, folder: FolderOption = None):
 
 @app.command()
 def study(
-    folder: FolderOption = None,
+    folder: ResultsOption = None,
     source: SourceOption = None,
     runs: LearnerRunsOption = pathlib.Path("runs/study"),
     minutes: MinutesOption = None,
@@ -185,7 +192,7 @@ def study(
 
 @app.command()
 def tune(
-    folder: FolderOption = None,
+    folder: ResultsOption = None,
     source: SourceOption = None,
     runs: LearnerRunsOption = pathlib.Path("runs/tuning"),
     minutes: MinutesOption = None,
@@ -210,7 +217,7 @@ def tune(
 
 @app.command()
 def final(
-    folder: FolderOption = None,
+    folder: ResultsOption = None,
     source: SourceOption = None,
     runs: LearnerRunsOption = pathlib.Path("runs/final"),
 ):
@@ -264,7 +271,7 @@ def _errors_in_a_line():
 
 @app.command()
 def transfer(
-    folder: FolderOption = None,
+    folder: ResultsOption = None,
     runs: TransferRunsOption = pathlib.Path("runs/transfer"),
     seeds: SeedsOption = 3,
 ):
@@ -294,7 +301,7 @@ def transfer(
 
 @app.command()
 def imbalance(
-    folder: FolderOption = None,
+    folder: ResultsOption = None,
     runs: TransferRunsOption = pathlib.Path("runs/transfer"),
     seeds: SeedsOption = 3,
 ):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -230,11 +231,11 @@ def caveat(records: list[dict]) -> str:
 
     def spread(residual):
         costs = [adds[name, residual] for name in constant]
-        return f"{max(costs) / min(costs) - 1:.0%}"
+        return f"{100 * (max(costs) / min(costs) - 1):.0f} %"
 
     def saved(costs):
         shares = [1 - costs[n, False] / costs[n, True] for n in constant]
-        return f"{min(shares):.0%} to {max(shares):.0%}"
+        return f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
 
     ratios = [adds[n, True] / adds[_PLAIN, True] for n in TWICE_THE_COST]
     return (
@@ -250,13 +251,20 @@ def caveat(records: list[dict]) -> str:
     )
 
 
-def power() -> str:
-    """What the planned numbers of seeds can show, in a sentence for each."""
+def power(numbers: Iterable[int] = (SEEDS, MORE_SEEDS)) -> str:
+    """What numbers of seeds can show, all questions together at 5 %.
+
+    Args:
+        numbers: Numbers of paired seeds. Defaults to those planned.
+
+    Returns:
+        A sentence for each.
+    """
     return " ".join(
         f"{seeds} paired seeds whose errors deviate by 0.2 points each show a "
         f"difference of {detectable(0.2 * 2**0.5, seeds):.2f} points four "
         "times in five."
-        for seeds in (SEEDS, MORE_SEEDS)
+        for seeds in numbers
     )
 
 
@@ -334,13 +342,18 @@ def page(records: list[dict]) -> str:
         "",
         "Differences are tested at 5 % for all questions together, and shown "
         "if both tests say so: a paired t-test over seeds, and McNemar's over "
-        f"test images. Computed beforehand: {power()}",
+        f"test images. {power(_numbers_of_seeds(records))}",
         "",
         *(f"- {answer}" for answer in answers(records)),
         "",
         caveat(records),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _numbers_of_seeds(records):
+    """The numbers, above one, of seeds that networks have."""
+    return sorted({len(rows) for rows in groups(records).values()} - {1})
 
 
 def _title(network):

@@ -94,8 +94,8 @@ def ResNeXt(
             `"resnext50_32x4d"`.
         filters: Channels of the first stage's output, a multiple of 4. Fewer
             make networks for small images and devices, such as
-            `"resnext20_8x4d_f64"`; published weights have 256. Defaults to
-            256.
+            `"resnext20_8x4d_f64"`; published weights for ImageNet have 256.
+            Defaults to 256.
         residual: Whether blocks have shortcuts. Defaults to `True`.
         output_stride: The largest factor by which height and width shrink: 8,
             16 or 32. Later stages keep their size and dilate their 3x3

@@ -336,7 +336,7 @@ def test_imagenet_means_the_best_without_restrictions():
 
 
 def test_the_packages_own_weights(tmp_path, monkeypatch):
-    """Installed with it: no network, no extra; checked like the others."""
+    """They are installed with it, and checked like the others."""
     classifier = keras_resnext.Classifier.load(
         "resnext29_8x4d_f64", "fashion_mnist"
     )

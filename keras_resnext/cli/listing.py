@@ -119,6 +119,8 @@ def _print_models(part):
 
 def _print_weights(model):
     from keras_resnext.weights import list_weights
+    from keras_resnext.weights.registry import FASHION_MNIST
+    from keras_resnext.weights.registry import IMAGENET
 
     columns = ("top-1", "top-5", "pixels", "MB", "licence")
     for name in dict.fromkeys(record.model for record in list_weights(model)):
@@ -134,14 +136,15 @@ def _print_weights(model):
                 record.license,
             )
         console.print(rows)
-    sources = {
-        "ImageNet": "ImageNet's validation images, as published; none was "
-        "measured here",
-        "Fashion-MNIST": "Fashion-MNIST's test images, measured here",
-    }
     datasets = {record.dataset for record in list_weights(model)}
-    for dataset in sorted(datasets, reverse=True):
-        console.print(f"Accuracies are percentages on {sources[dataset]}.")
+    for dataset, images in (
+        (IMAGENET, "validation images, as published; none was measured here"),
+        (FASHION_MNIST, "test images, measured here"),
+    ):
+        if dataset in datasets:
+            console.print(
+                f"Accuracies are percentages on {dataset}'s {images}."
+            )
 
 
 def _print_recipe(name):
