@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_resnext.rewrite import convert_form as convert_form
     from keras_resnext.rewrite import fold_batch_norm as fold_batch_norm
     from keras_resnext.rewrite import to_stock_layers as to_stock_layers
+    from keras_resnext.share import push_to_hub as push_to_hub
     from keras_resnext.transforms import EvalTransform as EvalTransform
     from keras_resnext.transforms import preprocess_input as preprocess_input
     from keras_resnext.variants import ResNet50 as ResNet50
@@ -83,6 +84,7 @@ _HOME = {
     "decode_predictions": "imagenet",
     "EvalTransform": "transforms",
     "preprocess_input": "transforms",
+    "push_to_hub": "share",
     "export_weights": "weights",
     "get_weights": "weights",
     "list_weights": "weights",
@@ -93,14 +95,17 @@ _MODULES = ("explain", "export", "layers", "training")
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 
-def __getattr__(name):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
-        globals()[name] = value = getattr(module, name)
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Type checkers would take it that every name exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name in _HOME:
+            module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+            globals()[name] = value = getattr(module, name)
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @wrapt.when_imported("keras")

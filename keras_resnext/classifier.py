@@ -17,20 +17,31 @@ import keras
 import numpy as np
 
 from keras_resnext import imagenet
+from keras_resnext.extras import first_line
 from keras_resnext.files import staged
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
 from keras_resnext.inspection import input_kind
 from keras_resnext.names import CLASSIFIER
+from keras_resnext.resnext import ResNeXt
 from keras_resnext.transforms import IMAGE_SUFFIXES
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
 from keras_resnext.weights import get_weights
+from keras_resnext.weights import load_weights
+from keras_resnext.weights.hub import WEIGHTS_FILE
+from keras_resnext.weights.hub import fetch_repository
+from keras_resnext.weights.hub import is_repository
+from keras_resnext.weights.hub import parse_repository
+from keras_resnext.weights.load import fetch_source
 from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.registry import WeightsRecord
+from keras_resnext.weights.timm_config import from_timm_config
 
+# In a repository: Keras' description of the model, timm's, and ours.
+CONFIG_FILE = "config.json"
 _METADATA_FILE = "keras_resnext.json"
 
 
@@ -218,14 +229,18 @@ class Classifier:
     ) -> "Classifier":
         """Load a classifier, whatever it is stored as.
 
-        Labels and transform are those in the file, of the run or of the
-        published weights. Where none are stored, as in `.keras` files written
-        by Keras and in files of weights, the transform is the default one, see
-        `Classifier`, and 1000 classes are taken for ImageNet's.
+        Labels and transform are those in the file, of the run, of the
+        repository or of the published weights. Where none are stored, as in
+        `.keras` files written by Keras and in files of weights, the transform
+        is the default one, see `Classifier`, and 1000 classes are taken for
+        ImageNet's.
 
         Args:
-            source: The folder of a training run, a `.keras` file, or the name
-                of a model, see `list_models`.
+            source: The folder of a training run, a `.keras` file, the name of
+                a model, see `list_models`, or a repository of the Hugging
+                Face Hub, `"hf://user/name"` or `"hf://user/name@revision"`,
+                that `push_to_hub` or timm wrote; or the folder of a dry run
+                of `push_to_hub`.
             weights: With a model's name, a tag of its published weights, see
                 `list_weights`, or a file of weights, see `load_weights`.
                 Defaults to `None`, which means `"imagenet"` there.
@@ -240,12 +255,15 @@ class Classifier:
             ValueError: if `source` is none of these; if the run is not
                 finished; if `weights` is given and `source` is no name; if
                 `preprocessing` contradicts the model.
-            ConnectionError: if published weights cannot be fetched.
+            ConnectionError: if published weights or a repository cannot be
+                fetched.
 
         Example:
 
         >>> Classifier.load("runs/digits").labels[:2]
         ['0', '1']
+        >>> Classifier.load("hf://timm/resnext50_32x4d.a1h_in1k").labels[0]
+        'tench'
         >>> Classifier.load("resnext50", weights="my.safetensors").labels[0]
         'tench'
         """
@@ -270,16 +288,29 @@ class Classifier:
     @classmethod
     def _load(cls, source, weights):
         """What `load` does before `preprocessing`."""
+        if is_repository(source) and weights is None:
+            return cls._load_repository(
+                fetch_repository(
+                    parse_repository(source), CONFIG_FILE, WEIGHTS_FILE
+                ),
+                source,
+            )
         path = pathlib.Path(source)
         if not (path.exists() or path.suffix or path.name != str(source)):
-            if weights and (reader_of(weights) or os.path.exists(weights)):
+            if weights and (
+                is_repository(weights)
+                or reader_of(weights)
+                or os.path.exists(weights)
+            ):
                 return cls._load_weights(str(source), weights)
             return cls._load_published(str(source), str(weights or "imagenet"))
         if weights is not None:
             raise ValueError(
                 "`weights` must be None unless `source` is a model's name; got "
-                f"{weights!r} with {path}."
+                f"{weights!r} with {source}."
             )
+        if (path / CONFIG_FILE).is_file():
+            return cls._load_repository(path, path)
         if path.is_dir():
             return cls._load_run(path)
         return cls._load_file(path)
@@ -313,8 +344,39 @@ class Classifier:
         return _name_imagenet(cls(keras.saving.load_model(path), **metadata))
 
     @classmethod
+    def _load_repository(cls, folder, name):
+        """What `push_to_hub`, or timm, wrote for the Hugging Face Hub."""
+        try:
+            config = json.loads((folder / CONFIG_FILE).read_bytes())
+            if "keras_resnext" in config:
+                config = config["keras_resnext"]
+                model = keras.saving.deserialize_keras_object(config["model"])
+                metadata = _read_config(config)
+            else:
+                theirs = from_timm_config(config)
+                size = theirs.transform.image_size
+                model = ResNeXt(
+                    **theirs.network._asdict(),
+                    classes=theirs.classes,
+                    input_shape=(size, size, 3),
+                )
+                metadata = {
+                    "labels": theirs.labels,
+                    "transform": theirs.transform,
+                }
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} is not a repository of this package or of timm's "
+                f"ResNets: {first_line(error)}"
+            ) from error
+        load_weights(model, folder / WEIGHTS_FILE)
+        return _name_imagenet(cls(model, **metadata))
+
+    @classmethod
     def _load_weights(cls, name, path):
         """A model by name, with the weights and the classes of a file."""
+        if is_repository(path):
+            path = fetch_source(parse_repository(path))
         if not os.path.exists(path):
             raise ValueError(
                 "`weights` must be a tag of `list_weights` or an existing "
@@ -355,15 +417,27 @@ class Classifier:
         """
         if pathlib.Path(path).suffix != ".keras":
             raise ValueError(f"`path` must end in .keras; got {str(path)!r}.")
-        metadata = {
-            "labels": None if self.labels is None else list(self.labels),
-            "transform": self.transform and self.transform.to_config(),
-        }
         with staged(path, overwrite=overwrite) as new:
             self.model.save(new)
             # A .keras file is a zip archive; Keras reads the other members.
             with zipfile.ZipFile(new, "a") as archive:
-                archive.writestr(_METADATA_FILE, json.dumps(metadata))
+                archive.writestr(_METADATA_FILE, json.dumps(self.to_config()))
+
+    def to_config(self) -> dict[str, Any]:
+        """Labels and transform as plain values that JSON can hold.
+
+        Returns:
+            A dict with `labels` and `transform`, each `None` if there is none.
+
+        Example:
+
+        >>> classifier.to_config()["labels"][:2]
+        ['0', '1']
+        """
+        return {
+            "labels": None if self.labels is None else list(self.labels),
+            "transform": self.transform and self.transform.to_config(),
+        }
 
     def predict(
         self,
@@ -555,16 +629,20 @@ def _read_metadata(path):
         with zipfile.ZipFile(path) as archive:
             if _METADATA_FILE not in archive.namelist():
                 return {}
-            metadata = json.loads(archive.read(_METADATA_FILE))
-            transform = metadata["transform"]
-            return {
-                "labels": metadata["labels"],
-                "transform": transform and EvalTransform.from_config(transform),
-            }
+            return _read_config(json.loads(archive.read(_METADATA_FILE)))
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a .keras file of this package: {error}"
         ) from error
+
+
+def _read_config(config):
+    """Labels and transform of `to_config`."""
+    transform = config["transform"]
+    return {
+        "labels": config["labels"],
+        "transform": transform and EvalTransform.from_config(transform),
+    }
 
 
 def named_images(images):

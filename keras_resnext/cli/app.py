@@ -16,15 +16,18 @@ from keras_resnext.cli import export
 from keras_resnext.cli import finetune
 from keras_resnext.cli import listing
 from keras_resnext.cli import predict
+from keras_resnext.cli import push
 from keras_resnext.cli import train
 from keras_resnext.cli.console import print_error
 from keras_resnext.cli.console import warnings_as_lines
 from keras_resnext.quiet import limit_tensorflow_log
 
 app = typer.Typer(
-    help="ResNeXt for Keras 3: fine-tune, train, evaluate, predict, export.",
-    epilog="MODEL is the folder of a training run, a .keras file, or the name "
-    "of a model with weights (--weights TAG or FILE). Errors are one line; "
+    help="ResNeXt for Keras 3: fine-tune, train, evaluate, predict, export, "
+    "push.",
+    epilog="MODEL is the folder of a training run, a .keras file, the name of "
+    "a model with weights (--weights TAG or FILE), or a repository of the "
+    "Hugging Face Hub (hf://user/name). Errors are one line; "
     "set KERAS_RESNEXT_TRACEBACK=1 to see the traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,6 +40,7 @@ for command in (
     evaluate.evaluate,
     predict.predict,
     export.export,
+    push.push,
 ):
     app.command()(command)
 

@@ -27,7 +27,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Folder of a training run, a .keras file, or a model's name.",
+        help="Folder of a training run, a .keras file, a model's name, or a "
+        "repository of the Hugging Face Hub (hf://user/name).",
     ),
 ]
 WeightsOption = Annotated[

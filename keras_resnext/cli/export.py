@@ -157,6 +157,8 @@ def _names(text):
 
 def _default_folder(model):
     path = Path(model)
+    if not path.exists():  # a model's name, or a repository of the Hub
+        return Path("export")
     return (path if path.is_dir() else path.parent) / "export"
 
 

@@ -18,6 +18,7 @@ import pathlib
 import re
 import socket
 import threading
+import typing
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -32,9 +33,73 @@ ATTEMPTS = 3
 TIMEOUT_S = 30
 # To connect, whatever is slow: looking up the name, or each address in turn.
 CONNECT_S = 4
+HUB_SCHEME = "hf://"
+WEIGHTS_FILE = "model.safetensors"
 _INSTALLED = pathlib.Path(__file__).with_name("published")
 _HUB = "https://huggingface.co"
 _CHUNK = 1 << 20
+_REPOSITORY = re.compile(
+    r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII
+)
+
+
+class Repository(typing.NamedTuple):
+    """A repository of the Hugging Face Hub; `str` writes its address.
+
+    Args:
+        name: Owner and name, such as `"user/name"`.
+        revision: Branch, tag or commit. Defaults to `"main"`.
+
+    Example:
+
+    >>> str(Repository("user/name", "v1"))
+    'hf://user/name@v1'
+    """
+
+    name: str
+    revision: str = "main"
+
+    def __str__(self):
+        at = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{HUB_SCHEME}{self.name}{at}"
+
+
+def is_repository(source: object) -> bool:
+    """Whether a source of weights is meant as a repository of the Hub."""
+    return isinstance(source, str) and source.startswith(HUB_SCHEME)
+
+
+def parse_repository(address: str) -> Repository:
+    """Take the address of a repository apart.
+
+    Args:
+        address: `hf://user/name` or `hf://user/name@revision`, with or without
+            the `hf://`.
+
+    Returns:
+        A `Repository`.
+
+    Raises:
+        ValueError: if it has another form.
+
+    Example:
+
+    >>> parse_repository("hf://user/name@v1")
+    Repository(name='user/name', revision='v1')
+    """
+    match = _REPOSITORY.fullmatch(str(address).removeprefix(HUB_SCHEME))
+    if not match:
+        raise ValueError(
+            "A repository must be hf://user/name or hf://user/name@revision; "
+            f"got {address!r}."
+        )
+    return Repository(match["name"], match["revision"] or "main")
+
+
+def hub_endpoint() -> str:
+    """Address of the Hugging Face Hub, or of `HF_ENDPOINT`."""
+    # The client reads the variable only when it is imported.
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or _HUB
 
 
 def fetch(record: WeightsRecord) -> pathlib.Path:
@@ -67,7 +132,8 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     'model.safetensors'
     """
     if record.source == "huggingface":
-        return _fetch_from_hub(record)
+        repository = Repository(record.address, record.revision)
+        return _fetch_from_hub(repository, WEIGHTS_FILE, record.name)
     if record.source == "package":
         return _find_installed(record)
     address = record.address
@@ -99,32 +165,90 @@ def _cache_folder(source):
     return pathlib.Path(home, "hub", "checkpoints").expanduser()
 
 
-def _fetch_from_hub(record):
-    require(
-        "huggingface_hub", extra="weights", purpose=f"Fetching {record.name}"
-    )
+def fetch_repository(repository: Repository, *names: str) -> pathlib.Path:
+    """Files of one commit of a repository, downloaded if they are not here.
+
+    Args:
+        repository: Which one, at which revision.
+        *names: Names of its files.
+
+    Returns:
+        The folder that has them, in the cache of `huggingface_hub`.
+
+    Raises:
+        ConnectionError: if the download fails, and they are not in the cache.
+        ValueError: if the repository, the revision or a file does not exist,
+            or the file of weights is none or was changed.
+
+    Example:
+
+    >>> fetch_repository(Repository("user/name"), "config.json").name
+    '0123456789abcdef0123456789abcdef01234567'
+    """
+    for name in names:
+        path = _fetch_from_hub(repository, name, str(repository))
+        # The next one from the commit of the first.
+        repository = repository._replace(revision=path.parent.name)
+    return path.parent
+
+
+def _fetch_from_hub(repository, name, wanted):
+    require("huggingface_hub", extra="weights", purpose=f"Fetching {wanted}")
     from huggingface_hub import constants
+    from huggingface_hub import errors
     from huggingface_hub import hf_hub_download
 
-    # The client reads the variable only when it is imported.
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or _HUB
+    endpoint = hub_endpoint()
     problem = None
     if not constants.HF_HUB_OFFLINE:
-        problem = _connection_problem(endpoint)
+        problem = connection_problem(endpoint)
     try:
         with quiet("huggingface_hub"):  # it announces each attempt
             path = hf_hub_download(
-                record.address,
-                "model.safetensors",
-                revision=record.revision,
+                repository.name,
+                name,
+                revision=repository.revision,
                 endpoint=endpoint,
                 local_files_only=bool(problem),
             )
+    except (
+        errors.RemoteEntryNotFoundError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    ) as error:
+        raise _no_such(repository, name, error) from None
     except Exception as error:  # its own, and its HTTP client's
         if isinstance(error, OSError) and error.errno:
             raise  # the cache is not writable
-        raise _no_download(record, problem or _cause(error)) from None
+        raise _no_download(
+            wanted, repository.name, "huggingface", problem or _cause(error)
+        ) from None
     path = pathlib.Path(path)
+    if name == WEIGHTS_FILE:
+        _check_downloaded(path)
+    return path
+
+
+def _no_such(repository, name, error):
+    """The error about something that the Hub does not have."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return ValueError(f"{repository} must have a file {name}; it has none.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ValueError(
+            f"{repository} must be a branch, tag or commit of "
+            f"{repository.name}; there is none of that name."
+        )
+    return ValueError(
+        f"{repository} must be a repository of the Hugging Face Hub that you "
+        "may read; the Hub has none of that name for you. For a private or "
+        "gated one, log in with `hf auth login` or set HF_TOKEN."
+    )
+
+
+def _check_downloaded(path):
+    """Refuse weights that are not what was published, or first downloaded."""
     # The Hub names large files by their SHA-256. Without links, or from a
     # mirror, the first download is the reference.
     blob = path.resolve()
@@ -133,7 +257,6 @@ def _fetch_from_hub(record):
     else:
         _check_opens(path)
         _check_first(path, path.parents[2] / f"{path.parent.name}.sha256")
-    return path
 
 
 def _cause(error):
@@ -141,8 +264,15 @@ def _cause(error):
     return first_line(error.__cause__ or error)
 
 
-def _connection_problem(address):
-    """Why a server cannot be connected to; `None` if it can."""
+def connection_problem(address: str) -> str | None:
+    """Why a server cannot be connected to, within seconds.
+
+    Args:
+        address: Its address, with the scheme.
+
+    Returns:
+        The reason, in one line; `None` if it can be connected to.
+    """
     url = urllib.parse.urlsplit(address)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -166,16 +296,16 @@ def _connection_problem(address):
     return problem and f"{url.hostname}:{port}: {problem}"
 
 
-def _no_download(record, problem):
+def _no_download(name, address, source, problem):
     """The error about a file that is neither here nor can be fetched."""
     mirror, cache = {
         "huggingface": ("HF_ENDPOINT", "HF_HOME"),
         "torchvision": ("KERAS_RESNEXT_MIRROR", "TORCH_HOME"),
         "keras-applications": ("KERAS_RESNEXT_MIRROR", "KERAS_HOME"),
-    }[record.source]
+    }[source]
     return ConnectionError(
-        f"{record.name} is not in the cache and cannot be downloaded from "
-        f"{record.address} ({problem}). Use weights=None for random weights, "
+        f"{name} is not in the cache and cannot be downloaded from "
+        f"{address} ({problem}). Use weights=None for random weights, "
         'weights="path/to/file" for a file, or set '
         f"{mirror} to a mirror or {cache} to a filled cache."
     )
@@ -248,6 +378,7 @@ def _hash(path, kind):
 def _download(record, address, path, kind):
     """Download to a temporary path, check the hash, then rename."""
     expected = record.md5 or record.sha256
+    known = record.name, record.address, record.source
     if path.is_file():
         _check_hash(path, kind, expected, [path])
         return
@@ -260,8 +391,8 @@ def _download(record, address, path, kind):
     with FileLock(path.with_name(path.name + ".lock")):
         if path.is_file():
             return
-        if problem := _connection_problem(address):
-            raise _no_download(record, problem)
+        if problem := connection_problem(address):
+            raise _no_download(*known, problem)
         for attempt in range(ATTEMPTS):
             try:
                 _resume(address, partial)
@@ -276,7 +407,7 @@ def _download(record, address, path, kind):
                     partial.unlink(missing_ok=True)
                     raise
                 if final or (status and status < 500):
-                    raise _no_download(record, first_line(error)) from None
+                    raise _no_download(*known, first_line(error)) from None
         _check_hash(partial, kind, expected, [partial])
         partial.replace(path)
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,12 @@ from keras_resnext.names import join_shapes
 from keras_resnext.names import split_paths
 from keras_resnext.names import stage_of
 from keras_resnext.weights import convert
+from keras_resnext.weights.hub import WEIGHTS_FILE
+from keras_resnext.weights.hub import Repository
 from keras_resnext.weights.hub import fetch
+from keras_resnext.weights.hub import fetch_repository
+from keras_resnext.weights.hub import is_repository
+from keras_resnext.weights.hub import parse_repository
 from keras_resnext.weights.read import READERS
 from keras_resnext.weights.read import read
 from keras_resnext.weights.read import reader_of
@@ -23,6 +29,9 @@ from keras_resnext.weights.read import require_torch
 from keras_resnext.weights.registry import IMAGENET
 from keras_resnext.weights.registry import PUBLISHED
 from keras_resnext.weights.registry import WeightsRecord
+
+if TYPE_CHECKING:
+    import keras
 
 _log = logging.getLogger("keras_resnext")
 
@@ -162,17 +171,18 @@ def most_accurate_permissive(model: str) -> WeightsRecord | None:
 
 
 def find_source(
-    source: str | os.PathLike, model: str, include_top: bool = True
-) -> pathlib.Path | WeightsRecord:
+    source: str | os.PathLike[str], model: str, include_top: bool = True
+) -> pathlib.Path | Repository | WeightsRecord:
     """Resolve a builder's `weights` before anything is built or downloaded.
 
     Args:
-        source: A tag, a record, a file or the folder of a training run.
+        source: A tag, a record, a file, the folder of a training run, or the
+            address of a repository, `hf://user/name@revision`.
         model: The network in the paper's notation.
         include_top: Whether the classifier is wanted. Defaults to `True`.
 
     Returns:
-        An existing path, or a record.
+        An existing path, a record or a repository.
 
     Raises:
         ValueError: if it is none of these; it lists the choices.
@@ -193,6 +203,8 @@ def find_source(
             "`weights` must be None, a tag, a record of `list_weights` or a "
             f"path; got {source!r}."
         )
+    if is_repository(source):
+        return parse_repository(source)
     # `./imagenet`, or a path object, is a folder of that name.
     tags = {"imagenet"} | {record.tag for record in PUBLISHED}
     if isinstance(source, str) and source.partition("@")[0] in tags:
@@ -229,25 +241,30 @@ def _readable(record):
     return record
 
 
-def fetch_source(source: pathlib.Path | WeightsRecord) -> pathlib.Path:
+def fetch_source(
+    source: pathlib.Path | Repository | WeightsRecord,
+) -> pathlib.Path:
     """The file or run that `find_source` found, downloaded if it must be.
 
     A warning says so if the licence excludes commercial use.
 
     Args:
-        source: A path, or a record.
+        source: A path, a record or a repository.
 
     Returns:
         An existing path.
 
     Raises:
         ConnectionError: if a published file cannot be downloaded.
+        ValueError: if a repository has no `model.safetensors`.
 
     Example:
 
     >>> fetch_source(find_source("imagenet", "resnext50_32x4d")).name
     'model.safetensors'
     """
+    if isinstance(source, Repository):
+        return fetch_repository(source, WEIGHTS_FILE) / WEIGHTS_FILE
     if not isinstance(source, WeightsRecord):
         return source
     path = fetch(source)
@@ -260,7 +277,9 @@ def fetch_source(source: pathlib.Path | WeightsRecord) -> pathlib.Path:
     return path
 
 
-def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
+def load_weights(
+    model: "keras.Model", source: str | os.PathLike[str] | WeightsRecord
+) -> None:
     """Load published or saved weights into a model of the builders.
 
     The model may have any form. The file's classifier is skipped if the model
@@ -269,7 +288,9 @@ def load_weights(model, source: str | os.PathLike | WeightsRecord) -> None:
 
     Args:
         model: A `keras.Model` of the builders.
-        source: A tag of `list_weights`, `"imagenet"`, a record, or a path: a
+        source: A tag of `list_weights`, `"imagenet"`, a record, the address of
+            a repository of the Hugging Face Hub with a `model.safetensors` in
+            torchvision's names, `"hf://user/name@revision"`, or a path: a
             `.safetensors` or `.pth` file in torchvision's names, a `.h5` of
             keras-applications, or a `.keras` or `.weights.h5` file or a
             training run of this package.

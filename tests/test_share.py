@@ -1,0 +1,536 @@
+"""Publishing: pushed by the Hub's own client, opened by every reader."""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_resnext
+from keras_resnext.classifier import Classifier
+from keras_resnext.export import export_files
+from keras_resnext.export import plan_files
+from keras_resnext.training.evaluation import Evaluation
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.weights.timm_config import TimmModel
+from keras_resnext.weights.timm_config import TimmNetwork
+from keras_resnext.weights.timm_config import from_timm_config
+from keras_resnext.weights.timm_config import to_timm_config
+from tests import fake_hub
+from tests.conftest import randomize
+from tests.fake_hub import FakeHub
+
+pytestmark = pytest.mark.filterwarnings(
+    # The client's own, about how it calls its HTTP library.
+    "ignore:Use 'content=:DeprecationWarning"
+)
+
+LABELS = ["cat", "dog", "eel", "newt", "owl", "yak"]
+# See tests/test_parity.py.
+RELATIVE_TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The fake Hub, as the endpoint of this process' client."""
+    from huggingface_hub import constants
+    from huggingface_hub import utils
+
+    # The fake speaks LFS, not Xet.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
+    utils.disable_progress_bars()
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        yield hub
+    utils.enable_progress_bars()
+
+
+def make_classifier(**arguments):
+    """A small network of the paper's family, with an odd transform."""
+    keras.utils.set_random_seed(0)
+    model = keras_resnext.ResNeXt(
+        (1, 2, 1, 1),
+        4,
+        8,
+        **{"input_shape": (64, 64, 3), "classes": len(LABELS), **arguments},
+    )
+    transform = EvalTransform(
+        image_size=model.input_shape[1],
+        resize_size=75,
+        interpolation="bicubic",
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+    )
+    return Classifier(randomize(model), LABELS, transform)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_classifier()
+
+
+@pytest.fixture(scope="module")
+def evaluation(classifier):
+    """15 of 20 images right."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(6), 20).astype("float32")
+    labels = probabilities.argmax(1)
+    labels[:5] = (labels[:5] + 1) % 6
+    return Evaluation(
+        split="test",
+        loss=1.25,
+        labels=labels,
+        probabilities=probabilities,
+        class_names=LABELS,
+        image_names=[str(i) for i in range(20)],
+        transform=classifier.transform,
+    )
+
+
+def inputs(classifier, count=2):
+    """Normalised images, and what the classifier says of them."""
+    size = classifier.transform.image_size
+    rng = np.random.default_rng(7)
+    pixels = rng.integers(0, 256, (count, size, size, 3))
+    images = classifier.transform.normalize(pixels)
+    return images, classifier.model.predict(images, verbose=0)
+
+
+def assert_same(actual, expected):
+    # Logarithms are logits up to a constant: small classes count as well.
+    actual, expected = (
+        np.log(x) - np.log(x).mean(axis=1, keepdims=True)
+        for x in (actual, expected)
+    )
+    difference = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert difference < RELATIVE_TOLERANCE
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+def read_in_process(code, hub, tmp_path, *arguments):
+    """Run code of a reader that sees nothing but the fake Hub."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(tmp_path / "reader"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    for name in ("HF_TOKEN", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    process = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=pathlib.Path(__file__).parent.parent,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
+
+
+def test_pushed_opens_here(hub, classifier, evaluation):
+    url = keras_resnext.push_to_hub(
+        classifier,
+        "user/beasts",
+        evaluation=evaluation,
+        license="apache-2.0",
+        description="Six animals.",
+        private=True,
+    )
+    sha = hub.repositories["user/beasts"]["commits"][-1][0]
+    assert url == f"{hub.address}/user/beasts/commit/{sha}"
+    assert hub.repositories["user/beasts"]["private"]
+    assert set(hub.files("user/beasts")) == {
+        *(".gitattributes", "README.md", "config.json", "metadata.json"),
+        *("model.safetensors", "model.weights.h5"),
+    }
+    images, expected = inputs(classifier)
+    loaded = Classifier.load("hf://user/beasts")
+    np.testing.assert_array_equal(
+        loaded.model.predict(images, verbose=0), expected
+    )
+    assert loaded.labels == LABELS
+    assert loaded.transform == classifier.transform
+    classes = {type(x) for x in classifier.model.layers}
+    assert {type(x) for x in loaded.model.layers} == classes
+
+    model = keras_resnext.ResNeXt(
+        (1, 2, 1, 1),
+        *(4, 8),
+        input_shape=(64, 64, 3),
+        classes=len(LABELS),
+        form="branches",
+        weights=f"hf://user/beasts@{sha}",
+    )
+    assert_same(model.predict(images, verbose=0), expected)
+
+
+def test_card_has_the_evaluations_numbers(hub, classifier, evaluation):
+    from huggingface_hub import ModelCard
+
+    keras_resnext.push_to_hub(
+        classifier,
+        "user/beasts",
+        evaluation=evaluation,
+        license="apache-2.0",
+        description="Six animals.",
+    )
+    card = ModelCard(hub.files("user/beasts")["README.md"].decode())
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "timm"
+    results = {
+        (r.metric_type, r.metric_name): r.metric_value
+        for r in card.data.eval_results
+    }
+    assert results == {
+        ("accuracy", "Top-1 accuracy"): evaluation.accuracy,
+        ("accuracy", "Top-5 accuracy"): evaluation.top5_accuracy,
+        ("loss", "Cross-entropy (nats)"): 1.25,
+    }
+    assert evaluation.accuracy == 0.75
+    assert "Six animals." in card.text
+    assert "`cat`, `dog`" in card.text
+    # statsmodels: proportion_confint(15, 20, method="wilson")
+    assert "| 20 | 0.7500 | 0.5313 to 0.8881 |" in card.text
+
+
+@pytest.mark.integration
+def test_opens_in_plain_keras(hub, classifier, tmp_path):
+    keras_resnext.push_to_hub(classifier, "user/beasts")
+    images, expected = inputs(classifier)
+    np.save(tmp_path / "images.npy", images)
+    code = """
+import sys
+import keras
+import numpy as np
+model = keras.saving.load_model("hf://user/beasts")
+images, outputs = sys.argv[1:]
+np.save(outputs, model.predict(np.load(images), verbose=0))
+assert "keras_resnext" not in sys.modules
+"""
+    outputs = tmp_path / "outputs.npy"
+    read_in_process(code, hub, tmp_path, tmp_path / "images.npy", outputs)
+    assert_same(np.load(outputs), expected)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("output_stride", [32, 16])
+def test_opens_in_timm(output_stride, hub, tmp_path):
+    importlib.import_module("tests.torch_reference")  # or it skips
+    classifier = make_classifier(output_stride=output_stride)
+    sha = keras_resnext.push_to_hub(classifier, "user/beasts")[-40:]
+    images, expected = inputs(classifier)
+    np.save(tmp_path / "images.npy", images)
+    code = """
+import json
+import sys
+import numpy as np
+from tests.torch_reference import torch  # timm needs its help
+import timm
+name, images, outputs = sys.argv[1:]
+model = timm.create_model(name, pretrained=True).eval()
+images = torch.from_numpy(np.load(images)).permute(0, 3, 1, 2)
+with torch.inference_mode():
+    np.save(outputs, model(images).softmax(-1).numpy())
+config = timm.data.resolve_model_data_config(model)
+print(json.dumps([config, model.pretrained_cfg["label_names"]]))
+transform = str(timm.data.create_transform(**config))
+assert "size=75, interpolation=bicubic" in transform, transform
+"""
+    outputs = tmp_path / "outputs.npy"
+    printed = read_in_process(
+        code,
+        hub,
+        tmp_path,
+        f"hf-hub:user/beasts@{sha}",
+        tmp_path / "images.npy",
+        outputs,
+    )
+    config, labels = json.loads(printed.splitlines()[-1])
+    assert labels == LABELS
+    assert config["mean"] == [0.4, 0.5, 0.6]
+    assert_same(np.load(outputs), expected)
+
+
+@pytest.mark.integration
+def test_timms_repository_opens_here(hub, tmp_path):
+    """Written by timm, read by us: weights, classes and transform."""
+    torch_reference = importlib.import_module("tests.torch_reference")
+    timm = importlib.import_module("timm")
+    torch = torch_reference.torch
+    network = torch_reference.randomized(
+        timm.create_model("resnext50_32x4d", num_classes=6)
+    )
+    with torch.no_grad():  # or some probabilities would be zero
+        largest = network(torch.ones(1, 3, 224, 224)).abs().max()
+        network.fc.weight /= largest
+        network.fc.bias /= largest
+    timm.models.save_for_hf(
+        network,
+        tmp_path / "theirs",
+        model_config={"label_names": LABELS},
+        safe_serialization=True,
+    )
+    files = {p.name: p.read_bytes() for p in (tmp_path / "theirs").iterdir()}
+    hub.repositories["other/beasts"] = {
+        "private": False,
+        "commits": [("1" * 40, files)],
+    }
+    loaded = Classifier.load("hf://other/beasts")
+    assert loaded.labels == LABELS
+    config = timm.data.resolve_model_data_config(network, use_test_size=True)
+    assert loaded.transform.image_size == config["input_size"][-1]
+    assert loaded.transform.interpolation == config["interpolation"]
+    photographs = torch_reference.photographs(loaded.transform.image_size)
+    images = loaded.transform.normalize(photographs)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = network(tensor).softmax(-1).numpy()
+    assert_same(loaded.model.predict(images, verbose=0), expected)
+
+
+def test_networks_that_timm_lacks_open_here(hub, small_model):
+    """The CIFAR stem; timm is not mentioned."""
+    classifier = Classifier(small_model)
+    keras_resnext.push_to_hub(classifier, "user/small")
+    files = hub.files("user/small")
+    assert b"timm.create_model" not in files["README.md"]
+    assert "architecture" not in json.loads(files["config.json"])
+    images, expected = inputs(classifier)
+    loaded = Classifier.load("hf://user/small")
+    np.testing.assert_array_equal(
+        loaded.model.predict(images, verbose=0), expected
+    )
+
+
+def test_dry_run_writes_the_folder(classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody's
+    folder = tmp_path / "dry"
+    printed = keras_resnext.push_to_hub(
+        classifier, "user/beasts", dry_run=folder
+    )
+    assert printed == str(folder)
+    images, expected = inputs(classifier)
+    for model in (
+        Classifier.load(folder).model,
+        keras.saving.load_model(folder),
+    ):
+        assert_same(model.predict(images, verbose=0), expected)
+    with pytest.raises(FileExistsError, match="`overwrite`"):
+        keras_resnext.push_to_hub(classifier, "user/beasts", dry_run=folder)
+
+
+def test_exports_go_along(hub, classifier, tmp_path):
+    plan = plan_files(tmp_path / "out", ["tflite", "onnx"], [None, "float16"])
+    export_files(classifier, plan)
+    keras_resnext.push_to_hub(
+        classifier, "user/beasts", exports=tmp_path / "out"
+    )
+    files = hub.files("user/beasts")
+    for name in ("model.tflite", "model_float16.tflite", "model.onnx"):
+        assert files[name] == (tmp_path / "out" / name).read_bytes()
+    assert "report.png" in files
+    card = files["README.md"].decode()
+    assert "| `model_float16.tflite` |" in card
+    assert str(tmp_path) not in card
+
+    other = make_classifier()
+    randomize(other.model, seed=1)
+    with pytest.raises(ValueError, match="`exports` must be files of the"):
+        keras_resnext.push_to_hub(
+            other, "user/others", exports=tmp_path / "out"
+        )
+    assert "user/others" not in hub.repositories
+    # Pushed again without: the old model's files do not stay.
+    keras_resnext.push_to_hub(classifier, "user/beasts", overwrite=True)
+    assert not {"model.onnx", "report.png"} & set(hub.files("user/beasts"))
+
+
+def test_a_repository_with_files_is_kept(hub, classifier):
+    keras_resnext.push_to_hub(classifier, "user/beasts")
+    before = hub.files("user/beasts")
+    with pytest.raises(FileExistsError, match="user/beasts has 5 files"):
+        keras_resnext.push_to_hub(classifier, "user/beasts")
+    with pytest.raises(ValueError, match="`private` must be left out or Fal"):
+        keras_resnext.push_to_hub(
+            classifier, "user/beasts", overwrite=True, private=True
+        )
+    assert hub.files("user/beasts") is before
+
+
+@pytest.mark.parametrize("token", ["hf_wrong", None])
+def test_a_bad_token_is_one_line(token, hub, classifier, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="Log in with") as error:
+        keras_resnext.push_to_hub(classifier, "user/beasts", token=token)
+    assert "\n" not in str(error.value)
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [("/lfs/", "cut"), ("/commit/", "cut"), ("/commit/", 500)],
+)
+def test_a_lost_connection_publishes_nothing(
+    part, fault, hub, classifier, monkeypatch
+):
+    # Its client waits and tries again, up to half a minute.
+    import time
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.faults[part] = fault
+    with pytest.raises(ConnectionError, match="no reader can load") as error:
+        keras_resnext.push_to_hub(classifier, "user/beasts")
+    assert "\n" not in str(error.value)
+    assert set(hub.files("user/beasts")) == {".gitattributes"}
+    with pytest.raises(ValueError, match=r"must have a file config\.json"):
+        Classifier.load("hf://user/beasts")
+    hub.faults.clear()
+    keras_resnext.push_to_hub(classifier, "user/beasts")  # goes on
+    assert Classifier.load("hf://user/beasts").labels == LABELS
+
+
+def test_nobody_else_is_overwritten(hub, classifier, monkeypatch):
+    keras_resnext.push_to_hub(classifier, "user/beasts")
+    write = keras_resnext.share.push._write
+
+    def meanwhile(*arguments, **options):
+        write(*arguments, **options)
+        commits = hub.repositories["user/beasts"]["commits"]
+        commits.append(("2" * 40, {"theirs.txt": b"mine"}))
+
+    monkeypatch.setattr(keras_resnext.share.push, "_write", meanwhile)
+    with pytest.raises(FileExistsError, match="changed by somebody else"):
+        keras_resnext.push_to_hub(classifier, "user/beasts", overwrite=True)
+    assert set(hub.files("user/beasts")) == {"theirs.txt"}
+
+
+def test_unreachable_is_one_line(classifier, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        keras_resnext.push_to_hub(classifier, "user/beasts")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf://user/none", "must be a repository"),
+        ("hf://user/beasts@v9", "must be a branch, tag or commit"),
+        ("hf://user", "hf://user/name@revision"),
+        ("hf://a/b/c", "hf://user/name@revision"),
+    ],
+)
+def test_missing_repositories_are_named(name, message, hub, classifier):
+    keras_resnext.push_to_hub(classifier, "user/beasts")
+    with pytest.raises(ValueError, match=message) as error:
+        Classifier.load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_cache_is_used(hub, classifier, monkeypatch):
+    keras_resnext.push_to_hub(classifier, "user/beasts")
+    Classifier.load("hf://user/beasts")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert Classifier.load("hf://user/beasts").labels == LABELS
+    with pytest.raises(ConnectionError, match="is not in the cache"):
+        Classifier.load("hf://user/others")
+
+
+def test_what_cannot_be_shared_is_refused(classifier, evaluation, tmp_path):
+    push = keras_resnext.push_to_hub
+    with pytest.raises(ValueError, match="`repository` must be user/name"):
+        push(classifier, "user/name@v1")
+    with pytest.raises(ValueError, match="`classifier` must be a Classifier"):
+        push(classifier.model, "user/name")
+    folded = Classifier(
+        keras_resnext.fold_batch_norm(classifier.model),
+        transform=classifier.transform,
+    )
+    with pytest.raises(ValueError, match="folded"):
+        push(folded, "user/name", dry_run=tmp_path / "dry")
+    inner = keras.Input((64, 64, 3))
+    outputs = classifier.model(keras_resnext.preprocess_input(inner))
+    with pytest.raises(ValueError, match="the network itself"):
+        push(Classifier(keras.Model(inner, outputs)), "user/name")
+    other = Classifier(classifier.model, LABELS[::-1], classifier.transform)
+    with pytest.raises(ValueError, match="`evaluation` must be of the clas"):
+        push(other, "user/name", evaluation=evaluation)
+    other = Classifier(classifier.model)
+    with pytest.raises(ValueError, match="`evaluation` must be with the"):
+        push(other, "user/name", evaluation=evaluation)
+    with pytest.raises(ValueError, match="`exports` must be a folder"):
+        push(classifier, "user/name", exports=tmp_path, dry_run=tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_timm_config_there_and_back():
+    for network in (
+        TimmNetwork((3, 4, 6, 3), 32, 4),
+        TimmNetwork((3, 8, 36, 3), 1, 64, 16),
+        TimmNetwork((1, 2, 3, 4), 8, 4, 8),
+    ):
+        for size, resize in ((224, 224), (224, 232), (224, 256), (288, 289)):
+            transform = EvalTransform(image_size=size, resize_size=resize)
+            model = TimmModel(network, 3, ["a", "b", "c"], transform)
+            config = json.loads(json.dumps(to_timm_config(model)))
+            assert from_timm_config(config) == model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "resnext50d_32x4d"}, "`architecture` must be one"),
+        ({"model_args": {"stem_type": "deep"}}, "no more arguments than"),
+        ({"model_args": {"in_chans": 4}}, "`in_chans` must be 3"),
+        ({"pretrained_cfg": None}, "`config` must be timm's description"),
+    ],
+)
+def test_other_networks_of_timm_are_refused(change, message):
+    config = to_timm_config(
+        TimmModel(
+            TimmNetwork((3, 4, 6, 3), 32, 4),
+            1000,
+            None,
+            EvalTransform(image_size=224, resize_size=256),
+        )
+    )
+    with pytest.raises(ValueError, match=message):
+        from_timm_config(config | change)
+
+
+def test_command_line_pushes_a_run(hub, toy_run, run_cli, tmp_path):
+    status, output, errors = run_cli(
+        *("push", toy_run.path, "user/shades"),
+        *("--license", "mit", "--description", "Three shades."),
+    )
+    assert (status, errors) == (0, "")
+    assert f"{hub.address}/user/shades/commit/" in output
+    loaded = Classifier.load("hf://user/shades")
+    assert loaded.labels == ["120", "200", "40"]
+    card = hub.files("user/shades")["README.md"].decode()
+    assert "Three shades." in card
+    # The folder's name, not where it is.
+    assert str(pathlib.Path(toy_run.recipe.dataset).parent) not in card
+
+    status, _, errors = run_cli("push", toy_run.path, "user/shades")
+    assert status == 1
+    assert errors.startswith("Error: `repository` must be new or empty")
+    status, output, errors = run_cli(
+        *("push", toy_run.path, "user/shades"),
+        *("--no-evaluate", "--dry-run", tmp_path / "dry"),
+    )
+    assert (status, errors) == (0, "")
+    assert (tmp_path / "dry" / "README.md").is_file()
+    status, output, errors = run_cli(
+        "evaluate", "hf://user/shades", "--dataset", toy_run.recipe.dataset
+    )
+    assert (status, errors) == (0, "")
