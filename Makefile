@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow peers mediapipe bench bench-all study fashion lint golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe bench bench-all study fashion lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,23 @@ test-all: peers mediapipe  ## The rest: processes, all networks, other libraries
 
 test-slow: $(VENV)/peers.installed  ## Only the tests of minutes or gigabytes
 	$(BIN)/python -m pytest -m slow
+
+# Old libraries warn of new ones below them: warnings are no errors there.
+test-lowest: $(VENV)/dev.installed  ## Quick tests on the lowest versions that setup.cfg allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python \
+	  --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -o filterwarnings=default
+
+test-next: $(VENV)/dev.installed  ## Quick tests on pre-releases of TensorFlow and Keras' nightly
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-next
+	$(BIN)/uv pip install --quiet --python $(VENV)-next/bin/python \
+	  --upgrade --editable '.[dev]' 'tensorflow>=2.22.0rc0'
+	$(BIN)/uv pip uninstall --quiet --python $(VENV)-next/bin/python keras
+	$(BIN)/uv pip install --quiet --python $(VENV)-next/bin/python \
+	  --prerelease allow --reinstall-package keras-nightly \
+	  keras-nightly
+	$(VENV)-next/bin/python -m pytest -o filterwarnings=default
 
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
@@ -63,7 +80,7 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.loc
 	  --no-annotate --output-file requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe build *.egg-info .pytest_cache .ruff_cache \
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build *.egg-info .pytest_cache .ruff_cache \
 	  .import_linter_cache
 
 $(BIN)/python:

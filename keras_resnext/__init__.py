@@ -109,9 +109,12 @@ if not TYPE_CHECKING:
 
 
 @wrapt.when_imported("keras")
-def _register_layers(keras):
-    """Let `keras.saving.load_model` know our layers, whoever imports Keras."""
+def _register(keras):
+    """Let `keras.saving.load_model` know our classes, whoever imports Keras."""
     importlib.import_module(f"{__name__}.layers")
+    importlib.import_module(f"{__name__}.pyramid")
+    if keras.backend.backend() == "tensorflow":
+        importlib.import_module(f"{__name__}.training.optimizer")
 
 
 def __dir__():

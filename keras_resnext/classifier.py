@@ -222,8 +222,8 @@ class Classifier:
     @classmethod
     def load(
         cls,
-        source: str | os.PathLike,
-        weights: str | os.PathLike | None = None,
+        source: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         *,
         preprocessing: str | None = "auto",
     ) -> "Classifier":
@@ -341,7 +341,9 @@ class Classifier:
                 f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
-        return _name_imagenet(cls(keras.saving.load_model(path), **metadata))
+        # Its loss and optimizer may be the user's, and nothing needs them.
+        model = keras.saving.load_model(path, compile=False)
+        return _name_imagenet(cls(model, **metadata))
 
     @classmethod
     def _load_repository(cls, folder, name):
@@ -399,7 +401,9 @@ class Classifier:
         model = build(name, weights=weights, input_shape=(size, size, 3))
         return cls(model, record.labels, record.transform, record)
 
-    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False
+    ) -> None:
         """Write model, class names and transform into one `.keras` file.
 
         Args:
@@ -577,7 +581,7 @@ def check_on_bad_image(value: str) -> None:
         )
 
 
-def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+def list_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The image files of a folder and of those below it, in order.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def staged(
-    path: str | os.PathLike, *, overwrite: bool = False
+    path: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
     """Write a file or folder that appears at `path` only once it is complete.
 
@@ -66,7 +66,7 @@ def staged(
         _remove(old)
 
 
-def check_free(path: str | os.PathLike, *, overwrite: bool) -> None:
+def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Check, before long work, that `staged` can write to a path.
 
     Args:

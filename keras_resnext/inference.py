@@ -1,13 +1,14 @@
 """The fastest way to run a model in TensorFlow."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_resnext.extras import require_tensorflow
 
 
-def inference_function(model: keras.Model) -> Callable:
+def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     """A model as a function of images, with its weights as constants.
 
     For small batches on a CPU: oneDNN converts constant kernels to its own

@@ -342,10 +342,10 @@ def _supported(dtype):
     # become part of the graph. Gradient tapes do not record in this scope, so
     # it calls the gradient's operations itself.
     with tf.init_scope():
-        inputs = outputs = tf.ones((1, 3, 3, 4), dtype)
-        kernel = tf.ones((3, 3, 2, 4), dtype)
         how = {"strides": [1, 1, 1, 1], "padding": "SAME"}
         with hidden_stderr():  # TensorFlow warns of what is tried here
+            inputs = outputs = tf.ones((1, 3, 3, 4), dtype)
+            kernel = tf.ones((3, 3, 2, 4), dtype)
             try:
                 tf.raw_ops.Conv2DBackpropInput(
                     input_sizes=inputs.shape,

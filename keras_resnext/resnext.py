@@ -37,7 +37,7 @@ def ResNeXt(
     stem: str = "imagenet",
     form: str = "grouped",
     include_top: bool = True,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     input_tensor: keras.KerasTensor | None = None,
     input_shape: tuple[int | None, ...] | None = None,
     pooling: str | None = None,

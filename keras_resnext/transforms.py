@@ -209,7 +209,7 @@ class EvalTransform:
             )
         return cls(**config)
 
-    def __call__(self, image) -> np.ndarray:
+    def __call__(self, image: Any) -> np.ndarray:
         """An image as the network's input.
 
         Args:
@@ -227,7 +227,7 @@ class EvalTransform:
         """
         return self.normalize(self.pixels(image))
 
-    def pixels(self, image) -> np.ndarray:
+    def pixels(self, image: Any) -> np.ndarray:
         """An image resized and cropped, with Pillow.
 
         Args:
@@ -283,7 +283,7 @@ class EvalTransform:
         pixels = pixels / np.float32(255)
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
-    def pixels_in_graph(self, image):
+    def pixels_in_graph(self, image: Any) -> Any:
         """An image resized and cropped, with TensorFlow's operations.
 
         The two passes of Pillow's resize, each rounded to whole levels. What
@@ -332,7 +332,7 @@ class EvalTransform:
         # Pillow rounds halves up; bicubic overshoots.
         return tf.clip_by_value(tf.floor(resized + 0.5), 0, 255)
 
-    def normalize_in_graph(self, pixels):
+    def normalize_in_graph(self, pixels: Any) -> Any:
         """What `normalize` does, with TensorFlow's operations.
 
         Args:
@@ -353,7 +353,7 @@ class EvalTransform:
         return (pixels / 255 - tf.constant(self.mean)) / tf.constant(self.std)
 
 
-def preprocess_input(x, data_format: str | None = None):
+def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Normalise RGB pixels as the networks expect.
 
     `(x / 255 - mean) / std`, with ImageNet's mean and standard deviation of
@@ -404,7 +404,7 @@ def preprocess_input(x, data_format: str | None = None):
     return (keras.ops.cast(x, "float32") - mean) / std
 
 
-def read_image(source) -> np.ndarray:
+def read_image(source: Any) -> np.ndarray:
     """Read an image with Pillow, turned upright.
 
     Only the EXIF orientation of JPEG, PNG and WebP files counts, where it is
@@ -430,7 +430,7 @@ def read_image(source) -> np.ndarray:
     return np.array(_read_picture(source))
 
 
-def decode(encoded):
+def decode(encoded: Any) -> Any:
     """Decode an image in a TensorFlow graph, turned upright.
 
     Args:

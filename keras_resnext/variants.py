@@ -2,6 +2,8 @@
 
 import os
 import re
+import typing
+from typing import Any
 
 import keras
 
@@ -20,7 +22,35 @@ _DEPTHS = {
 }
 
 
-def _builder(function, title, depths, paths, reference, stem="imagenet"):
+class Builder(typing.Protocol):
+    """What type checkers and editors know of a named network's builder."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        include_top: bool = ...,
+        weights: str | os.PathLike[str] | None = ...,
+        input_tensor: keras.KerasTensor | None = ...,
+        input_shape: tuple[int | None, ...] | None = ...,
+        pooling: str | None = ...,
+        classes: int = ...,
+        classifier_activation: str | None = ...,
+        name: str = ...,
+        *,
+        form: str = ...,
+        cardinality: int = ...,
+        base_width: int = ...,
+        filters: int = ...,
+        residual: bool = ...,
+        output_stride: int = ...,
+        drop_path_rate: float = ...,
+    ) -> keras.Model: ...
+
+
+def _builder(
+    function, title, depths, paths, reference, stem="imagenet"
+) -> Builder:
     """A builder with its own name, defaults and docstring."""
     default_cardinality, default_base_width = paths
     cifar = stem == "cifar"
@@ -29,7 +59,7 @@ def _builder(function, title, depths, paths, reference, stem="imagenet"):
 
     def build_variant(
         include_top: bool = True,
-        weights: str | os.PathLike | None = default_weights,
+        weights: str | os.PathLike[str] | None = default_weights,
         input_tensor: keras.KerasTensor | None = None,
         input_shape: tuple[int | None, ...] | None = None,
         pooling: str | None = None,
@@ -303,7 +333,7 @@ def default_image_size(model: str) -> int:
     return DEFAULT_SIZE["imagenet" if imagenet else "cifar"]
 
 
-def build(model: str, **arguments) -> keras.Model:
+def build(model: str, **arguments: Any) -> keras.Model:
     """Build a model by its name, as the command line and recipes do.
 
     A name is one of `list_models`, or the paper's notation

@@ -36,7 +36,7 @@ _MISTAKES = {
     ".*single has cat",
     "finetune {0}/deep --workdir {0}/new": "nested too deep",
     "finetune {0}/photos": "Missing option '--workdir'",
-    f"{_FINETUNE} --epoch 3": "No such option: --epoch .*--epochs",
+    f"{_FINETUNE} --epoch 3": "No such option.*--epoch\\b.*--epochs",
     f"{_FINETUNE} --epochs three": "`epochs` must be of type int; got 'three'",
     f"{_FINETUNE} --weights imagnet": "got 'imagnet'. Did you mean imagenet",
     f"{_FINETUNE} --weights {{0}}/x.pth": "`weights` must be an existing file",

@@ -512,8 +512,8 @@ def test_feature_pyramid_is_a_model_like_others(rewrite, tmp_path):
     if rewrite == "save":
         maps.save(tmp_path / "maps.keras")
         other = keras.saving.load_model(tmp_path / "maps.keras")
-        assert list(other.pyramid_outputs) == ["P2", "P3"]
-        assert other.pyramid_outputs["P3"] is other.outputs[1]
+        assert list(other.pyramid_outputs) == ["P0", "P1"]
+        assert other.pyramid_outputs["P1"] is other.outputs[1]
     else:
         other = {
             "form": lambda m: keras_resnext.convert_form(m, "branches"),

@@ -1,5 +1,6 @@
 """`keras-resnext evaluate`: classify every image of a split and count."""
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,8 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Where to draw predictions, mistakes first. Defaults to "
-            "predictions.png in the run's folder, for the run's own data."
+            "predictions.png in the run's folder, for the run's own data and "
+            "where matplotlib is installed."
         ),
     ] = None,
     report: Annotated[
@@ -66,10 +68,14 @@ def evaluate(
 
     if report is not None:
         check_report(report)
-    if picture is None and Path(model).is_dir() and not (dataset or split):
-        picture = Path(model, "predictions.png")
     if picture is not None:
         require("matplotlib", extra="train", purpose="The picture")
+    elif (
+        Path(model).is_dir()
+        and not (dataset or split)
+        and importlib.util.find_spec("matplotlib")
+    ):
+        picture = Path(model, "predictions.png")
     data = open_data(model, dataset, data_dir)
     classifier = Classifier.load(
         model, weights, preprocessing=read_preprocessing(preprocessing)

@@ -70,7 +70,7 @@ def operator_name(parsed, operator) -> str:
     return _names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
-def operators(path: str | os.PathLike) -> list[str]:
+def operators(path: str | os.PathLike[str]) -> list[str]:
     """Names of all operators of a TFLite file, in order.
 
     Args:

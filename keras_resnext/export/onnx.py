@@ -45,7 +45,7 @@ _QUANTIZED_OPERATORS = [
 
 def to_onnx(
     model: keras.Model | Classifier | Session,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     opset: int = 17,
     data_format: str = "NHWC",

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -77,7 +78,7 @@ class Plan:
     threads: int
     overwrite: bool
 
-    def options(self, format: str, quantize: str | None) -> dict:
+    def options(self, format: str, quantize: str | None) -> dict[str, Any]:
         """Keyword arguments of the exporter of one file."""
         options = {
             "limits": self.limits[quantize],
@@ -123,7 +124,7 @@ class FileReport:
     agreement: Agreement | None = None
     limits: Limits | None = None
     accuracy: float | None = None
-    layer_errors: tuple = ()
+    layer_errors: tuple[quantization.LayerError, ...] = ()
     latency_ms: float | None = None
     peak_bytes: int | None = None
 
@@ -132,7 +133,7 @@ class FileReport:
         """Format and quantisation, such as "tflite int8"."""
         return " ".join(filter(None, (self.format, self.quantize)))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """All values by name; those of `agreement` stand beside the others."""
         values = dataclasses.asdict(self)
         agreement = values.pop("agreement")
@@ -161,14 +162,14 @@ class Report:
     keras_accuracy: float | None
     files: tuple[FileReport, ...]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The content of `report.json`; JSON has no NaN: `None` instead."""
         files = [file.to_json() for file in self.files]
         return _without_nan(vars(self) | {"files": files})
 
 
 def plan_files(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     formats: Sequence[str] = tuple(_FILES),
     quantizations: Sequence[str | None] = (None,),
     *,

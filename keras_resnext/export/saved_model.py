@@ -24,7 +24,7 @@ from keras_resnext.transforms import decode
 
 def to_saved_model(
     model: keras.Model | Classifier | Session,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,

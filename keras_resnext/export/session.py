@@ -6,6 +6,7 @@ import json
 import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,7 +97,9 @@ class Session:
         self._results = {}
 
     @classmethod
-    def of(cls, model, *arguments) -> "Session":
+    def of(
+        cls, model: "keras.Model | Classifier | Session", *arguments: Any
+    ) -> "Session":
         """`model` if it is a session, otherwise one of these arguments."""
         if not isinstance(model, cls):
             return cls(model, *arguments)
@@ -142,7 +145,7 @@ class Session:
             {name: probabilities}, {name: max(1.0, float(largest))}
         )
 
-    def once(self, convert: Callable, *arguments):
+    def once(self, convert: Callable[..., Any], *arguments: Any) -> Any:
         """`convert(self, *arguments)`, computed at the first call only."""
         key = convert, *arguments
         if key not in self._results:

@@ -40,7 +40,7 @@ _TRACED_IMAGES = 4  # for the errors of layers
 
 def to_tflite(
     model: keras.Model | Classifier | Session,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     quantize: str | None = None,
     calibration: np.ndarray | None = None,
@@ -289,7 +289,7 @@ def _take_pixels(content):
     return flatbuffer.pack(parsed, len(content))
 
 
-def check_operators(path: str | os.PathLike) -> None:
+def check_operators(path: str | os.PathLike[str]) -> None:
     """Refuse a file that a plain TFLite runtime cannot run.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import puts_out_probabilities
+
+if TYPE_CHECKING:
+    from keras_resnext.export.quantization import LayerError
 
 # Far above what float32 rounds to zero, and far below what counts.
 _SMALLEST_PROBABILITY = 1e-30
@@ -188,14 +192,18 @@ class Artifact:
     limits: Limits
     outputs: dict[str, np.ndarray] = dataclasses.field(repr=False)
     input: str = ""
-    layer_errors: tuple = dataclasses.field(default=(), repr=False)
+    layer_errors: tuple["LayerError", ...] = dataclasses.field(
+        default=(), repr=False
+    )
 
     @property
     def scores(self) -> np.ndarray:
         """The first output; a classifier has no other."""
         return next(iter(self.outputs.values()))
 
-    def open(self, threads: int | None = None) -> Callable:
+    def open(
+        self, threads: int | None = None
+    ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """Open the file in its own runtime.
 
         Args:
@@ -241,7 +249,8 @@ class Reference:
 def require_runtime(format: str, quantize: str | None = None) -> None:
     """Refuse a format whose runtime or quantiser is not installed."""
     if format in _RUNTIMES:
-        require(_RUNTIMES[format], extra="export", purpose=f"A {format} file")
+        purpose = {"tflite": "A TFLite file", "onnx": "An ONNX file"}[format]
+        require(_RUNTIMES[format], extra="export", purpose=purpose)
     if format == "tflite" and quantize:
         require("ai_edge_quantizer", extra="export", purpose="`quantize`")
 

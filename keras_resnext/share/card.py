@@ -44,9 +44,10 @@ _TEMPLATE = """---
 
 ## Licence and source
 
-{{ license_text }} The network is described in [Xie et al., "Aggregated
-Residual Transformations for Deep Neural Networks"]({{ paper }}). Written by
-keras_resnext {{ version }}.
+{{ license_text }}
+
+The network is described in [Xie et al., arXiv 1611.05431]({{ paper }}).
+Written by keras_resnext {{ version }}.
 """
 
 
@@ -129,7 +130,7 @@ def write_card(
         metrics=["accuracy"] if evaluation else None,
         eval_results=_results(evaluation),
     )
-    return str(
+    card = str(
         ModelCard.from_template(
             data,
             template_str=_TEMPLATE,
@@ -137,14 +138,15 @@ def write_card(
             summary=_summary(classifier),
             description=description.strip(),
             usage=_usage(repository, opens_in_timm),
-            transform=_transform(classifier.require_transform()),
+            transform=_transform(classifier.require_transform(), report),
             evaluation=_evaluation(evaluation),
             files=_files(files, report),
-            license_text=_license(license),
+            license_text=_license(license, classifier.record),
             paper=_PAPER,
             version=__version__,
         )
     )
+    return f"{card.rstrip()}\n"
 
 
 def _dataset(evaluation):
@@ -189,9 +191,10 @@ def _summary(classifier):
     size = classifier.require_transform().image_size
     classes = model.output_shape[-1]
     lines = [
-        f"`{model.name}`, a ResNeXt for images of {size}x{size} pixels and "
-        f"{classes} classes: {cost.params:,} parameters, "
-        f"{cost.multiply_adds / 1e9:.3g} G multiply-adds an image."
+        f"`{model.name}`, an image classifier of the ResNeXt family for "
+        f"{size}x{size} pixels and {classes} classes: {cost.params:,} "
+        f"parameters, {cost.multiply_adds / 1e6:,.0f} million multiply-adds "
+        "an image."
     ]
     labels = classifier.labels
     if labels:
@@ -225,16 +228,20 @@ def _usage(repository, opens_in_timm):
     return "\n\n".join(lines)
 
 
-def _transform(transform):
-    return (
+def _transform(transform, report):
+    text = (
         f"RGB. The shorter side is resized to {transform.resize_size} pixels "
         f"({transform.interpolation}, antialiased), the centre of "
         f"{transform.image_size}x{transform.image_size} cropped, and pixels "
         f"in [0, 1] normalised with mean {list(transform.mean)} and standard "
-        f"deviation {list(transform.std)}. keras_resnext and timm read this "
-        "from `config.json`. The exported files below take pixels in "
-        "[0, 255] and normalise them inside."
+        f"deviation {list(transform.std)}, as `config.json` says too."
     )
+    if report:
+        text += (
+            " The exported files below take pixels in [0, 255] and normalise "
+            "them inside."
+        )
+    return text
 
 
 def _evaluation(evaluation):
@@ -279,7 +286,7 @@ def _interval(share, count):
 
 def _files(files, report):
     about = {
-        "config.json": "the network, for Keras, timm and keras_resnext",
+        "config.json": "network, transform and class names",
         "metadata.json": "Keras' version",
         "model.weights.h5": "weights for Keras",
         "model.safetensors": "weights in torchvision's names",
@@ -310,10 +317,11 @@ def _exported(entry):
     return f"{name}: {', '.join(parts)}"
 
 
-def _license(license):
+def _license(license, record):
+    origin = f" They are {record.name}, by {record.origin}." if record else ""
     if license is None:
         return "No licence was given: all rights are reserved."
     text = f"Licence of the weights: {license}."
     if license == NON_COMMERCIAL:
         text += " It excludes commercial use."
-    return text
+    return text + origin

@@ -37,11 +37,16 @@ _HOME = {
 __all__ = ["RECIPES", "Recipe", *_HOME]
 
 
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from keras_resnext.extras import require_tensorflow
+# Type checkers would take it that every name exists.
+if not typing.TYPE_CHECKING:
 
-    require_tensorflow("Training")
-    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
-    return getattr(module, name)
+    def __getattr__(name):
+        if name not in _HOME:
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}"
+            )
+        from keras_resnext.extras import require_tensorflow
+
+        require_tensorflow("Training")
+        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+        return getattr(module, name)

@@ -161,7 +161,7 @@ class ImageData:
         """
         return check_folder(self.folder) if self.is_folder else []
 
-    def write_split(self, path: str | os.PathLike) -> None:
+    def write_split(self, path: str | os.PathLike[str]) -> None:
         """Write the validation split that was made here, for `open_dataset`.
 
         Nothing happens if the data set has its own splits.
@@ -355,7 +355,7 @@ def read_images(
     return np.stack(images), np.array(labels)
 
 
-def locate(name: str | os.PathLike) -> str:
+def locate(name: str | os.PathLike[str]) -> str:
     """A data set's name unchanged, a folder's as an absolute path.
 
     A name that TFDS knows is that data set, even if there is a folder of the
@@ -379,10 +379,10 @@ def locate(name: str | os.PathLike) -> str:
 
 
 def open_dataset(
-    name: str | os.PathLike,
-    data_dir: str | os.PathLike | None = None,
+    name: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
     *,
-    split_file: str | os.PathLike | None = None,
+    split_file: str | os.PathLike[str] | None = None,
     val_fraction: float = 0.0,
 ) -> ImageData:
     """Find a data set by name or folder, without downloading it.

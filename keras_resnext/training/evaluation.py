@@ -114,7 +114,7 @@ class Evaluation:
         """Fraction of images whose class is among the five most probable."""
         return float(np.mean(self.in_top5))
 
-    def images(self, numbers: Sequence[int]) -> np.ndarray:
+    def images(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read some of the images again, as the model saw them.
 
         Args:
@@ -157,7 +157,7 @@ class Evaluation:
         return np.stack(read)[places]
 
     def report(
-        self, folder: str | os.PathLike, *, title: str | None = None
+        self, folder: str | os.PathLike[str], *, title: str | None = None
     ) -> dict[str, Any]:
         """Write a report: `report.html`, `report.json` and pictures.
 
@@ -198,11 +198,11 @@ class Evaluation:
 
 def evaluate(
     model: keras.Model | Classifier,
-    dataset: str | os.PathLike | ImageData,
+    dataset: str | os.PathLike[str] | ImageData,
     *,
     split: str | None = None,
     batch_size: int = 64,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     transform: EvalTransform | None = None,
     on_bad_image: str = "error",
 ) -> Evaluation:

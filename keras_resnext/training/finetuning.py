@@ -44,10 +44,10 @@ class FinetunePlan:
 
 
 def finetune(
-    dataset: str | os.PathLike,
-    workdir: str | os.PathLike,
+    dataset: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
     *,
-    weights: str | os.PathLike = "imagenet",
+    weights: str | os.PathLike[str] = "imagenet",
     model: str | None = None,
     options: TrainOptions | None = None,
     on_plan: Callable[[FinetunePlan], None] | None = None,
@@ -109,12 +109,12 @@ def finetune(
 
 
 def plan_finetuning(
-    dataset: str | os.PathLike,
-    workdir: str | os.PathLike,
+    dataset: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
     *,
-    weights: str | os.PathLike = "imagenet",
+    weights: str | os.PathLike[str] = "imagenet",
     model: str | None = None,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     **fields: Any,
 ) -> FinetunePlan:
     """Choose a recipe for fine-tuning on a data set, usually a small one.

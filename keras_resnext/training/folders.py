@@ -82,7 +82,7 @@ class MadeSplit:
         return cls(sorted(chosen))
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> "MadeSplit":
+    def read(cls, path: str | os.PathLike[str]) -> "MadeSplit":
         """Read what `write` wrote.
 
         Args:
@@ -108,7 +108,7 @@ class MadeSplit:
             ) from error
         return made
 
-    def write(self, path: str | os.PathLike) -> None:
+    def write(self, path: str | os.PathLike[str]) -> None:
         """Write the split as JSON, replacing the file if it exists.
 
         Args:
@@ -166,7 +166,7 @@ class ImageFolder:
 
 
 def open_folder(
-    path: str | os.PathLike, split_file: str | os.PathLike | None = None
+    path: str | os.PathLike[str], split_file: str | os.PathLike | None = None
 ) -> ImageFolder:
     """List a folder of images by class.
 

@@ -26,6 +26,7 @@ class _Rates:
         return learning_rate * factor
 
 
+@keras.saving.register_keras_serializable(package="keras_resnext")
 class SGD(keras.optimizers.SGD):
     """`keras.optimizers.SGD` without its temporary tensors.
 
@@ -70,6 +71,7 @@ class SGD(keras.optimizers.SGD):
             super()._apply_weight_decay(variables)
 
 
+@keras.saving.register_keras_serializable(package="keras_resnext")
 class RatedSGD(_Rates, SGD):
     """SGD as the paper's code and PyTorch have it.
 
@@ -102,6 +104,7 @@ class RatedSGD(_Rates, SGD):
         super().update_step(gradient, variable, learning_rate)
 
 
+@keras.saving.register_keras_serializable(package="keras_resnext")
 class RatedAdamW(_Rates, keras.optimizers.Adam):
     """AdamW as PyTorch has it.
 

@@ -38,7 +38,7 @@ class TrainOptions:
     """
 
     strategy: str | tf.distribute.Strategy = "auto"
-    data_dir: str | os.PathLike | None = None
+    data_dir: str | os.PathLike[str] | None = None
     steps_per_execution: int = 0
     save_every_steps: int = 0
     keep: int = 2

@@ -96,7 +96,7 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
 
 def draw_predictions(
     result: "Evaluation",
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     count: int = 40,
 ) -> None:

@@ -386,7 +386,9 @@ class Recipe:
             restart_schedule=restart_schedule,
         )
 
-    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False
+    ) -> None:
         """Write the recipe as a JSON file, to edit and to train with.
 
         Args:
@@ -405,7 +407,7 @@ class Recipe:
             new.write_text(json.dumps(dataclasses.asdict(self), indent=2))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Recipe":
+    def load(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe that `save` or a run wrote.
 
         Args:

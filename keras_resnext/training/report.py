@@ -29,7 +29,7 @@ _PAIRS = 8
 _EXAMPLES = 6  # pictures of a pair
 
 
-def check_report(folder: str | os.PathLike) -> None:
+def check_report(folder: str | os.PathLike[str]) -> None:
     """Check, before long work, that a report can be written.
 
     Args:
@@ -58,7 +58,7 @@ def check_report(folder: str | os.PathLike) -> None:
 
 def write_report(
     result: "Evaluation",
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     title: str | None = None,
 ) -> dict:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import typing
+from typing import Any
 
 import keras
 
@@ -49,7 +50,7 @@ class Run:
     (['0', '1'], 10)
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.model_file = self.path / "model.keras"
@@ -74,7 +75,7 @@ class Run:
         return self._read(self._labels_file).splitlines()
 
     @property
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         """Metrics of each finished epoch: a list of dicts."""
         if not self._history_file.exists():
             return []
@@ -107,7 +108,7 @@ class Run:
         return self.model_file.exists()
 
     @property
-    def best_epoch(self) -> dict:
+    def best_epoch(self) -> dict[str, Any]:
         """Metrics of the epoch with the best validation accuracy."""
         return max(
             self.history,
@@ -221,7 +222,7 @@ class Run:
     def open_dataset(
         self,
         recipe: Recipe | None = None,
-        data_dir: str | os.PathLike | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
     ) -> "ImageData":
         """The data set of the run, split as it was when the run started.
 
@@ -257,7 +258,7 @@ class Run:
         self,
         recipe: Recipe,
         data: "ImageData",
-        data_dir: str | os.PathLike | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         """Write what the run is, unless it is there; go on with a finished one.
 
@@ -286,7 +287,7 @@ class Run:
         with staged(self.model_file, overwrite=True) as new:
             shutil.copyfile(self.best_model_file, new)
 
-    def write_history(self, history: list[dict]) -> None:
+    def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replace the history."""
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))

@@ -72,12 +72,12 @@ class Progress:
 
 def train(
     recipe: Recipe,
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike[str],
     options: TrainOptions | None = None,
     *,
     on_start: Callable[[ImageData], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **overrides: Any,
 ) -> Run:
     """Train a recipe's model, or resume where training stopped.

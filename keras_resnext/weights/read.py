@@ -13,7 +13,7 @@ from keras_resnext.names import join_paths
 from keras_resnext.weights import convert
 
 
-def reader_of(path: str | os.PathLike) -> Callable | None:
+def reader_of(path: str | os.PathLike[str]) -> Callable | None:
     """The reader of a file, chosen by its name; `None` if there is none.
 
     Args:
@@ -37,7 +37,7 @@ def reader_of(path: str | os.PathLike) -> Callable | None:
     return None
 
 
-def read(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
+def read(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
     """Read a weight file of any format.
 
     Args:

@@ -339,7 +339,7 @@ def _records():
         top1=94.98,
         top5=99.91,
         measured_by="this package",
-        origin="this package, recipe fashion_mnist (the images: Zalando SE, "
+        origin="keras_resnext, recipe fashion_mnist (images: Zalando SE, "
         "MIT licence)",
         parameters=_PARAMETERS["resnext29_8x4d_f64"],
         dataset=FASHION_MNIST,

@@ -1,6 +1,7 @@
 """Save weights in torchvision's names, for other libraries."""
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +11,15 @@ from keras_resnext.files import staged
 from keras_resnext.names import join_paths
 from keras_resnext.weights import convert
 
+if TYPE_CHECKING:
+    import keras
+
 
 def export_weights(
-    model, path: str | os.PathLike, *, overwrite: bool = False
+    model: "keras.Model",
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write a model's weights as torchvision and timm name them.
 
