@@ -1,5 +1,6 @@
 """Set before anything imports TensorFlow, and what many tests share."""
 
+import importlib.metadata
 import os
 import tempfile
 
@@ -21,6 +22,21 @@ import pytest
 from PIL import Image
 
 from keras_resnext import cli
+
+
+def pytest_report_header():
+    """The versions that a result holds for."""
+    names = ("keras", "tensorflow", "jax", "torch", "numpy")
+    versions = {name: _version(name) for name in names}
+    versions["keras"] = keras.__version__  # a nightly has another name
+    return ", ".join(f"{k} {v}" for k, v in versions.items() if v)
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def randomize(model, seed=0):
