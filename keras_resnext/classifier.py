@@ -341,7 +341,7 @@ class Classifier:
                 f"or a model's name; {what}."
             )
         metadata = _read_metadata(path)
-        # Its loss and optimizer may be the user's, and nothing needs them.
+        # Its loss and optimizer may be the user's, or those of another backend.
         model = keras.saving.load_model(path, compile=False)
         return _name_imagenet(cls(model, **metadata))
 

@@ -16,6 +16,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
+from keras_resnext.extras import require_tensorflow
 from keras_resnext.quiet import hidden_stderr
 
 SECONDS_BETWEEN_LINES = 60  # of progress, in a file
@@ -219,10 +220,17 @@ def start_tensorflow(strategy=None):
     """Import TensorFlow without its greeting, and make a strategy.
 
     Its libraries write to standard error before any log level counts. Their
-    output is kept, and shown if the import fails.
+    output is kept, and shown if the import fails. On Keras' other backends
+    there is nothing to start, and no strategy.
     """
-
     with hidden_stderr():
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            if strategy is not None:
+                require_tensorflow("Training")
+            return None
+
         import tensorflow as tf
 
         if strategy is None:

@@ -6,8 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_resnext.extras import require_tensorflow
 from keras_resnext.names import CLASSIFIER
 from keras_resnext.training.recipe import Recipe
+
+require_tensorflow("keras_resnext.training.optimizer")
 
 _NOT_DECAYED = ("bias", "beta", "gamma")
 

@@ -368,7 +368,9 @@ def _check_values(name, arrays, path, dtypes):
             f"`weights` must be real; {path} has complex numbers in {name}."
         )
     largest = min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes)
-    if not all((abs(array) <= largest).all() for array in arrays):
+    # As Python's numbers: `largest` may be none of the array's dtype. Negated,
+    # so that NaN is refused.
+    if not all(float(abs(array).max()) <= largest for array in arrays):
         raise ValueError(
             f"`weights` must be finite in {', '.join(sorted(dtypes))}; {path} "
             f"has NaN, infinity or larger numbers in {name}."
