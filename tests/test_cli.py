@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
