@@ -85,7 +85,7 @@ clean:  ## Remove .venv and caches; runs/ stays
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "PYTHON: expected Python 3.11 or newer (Keras 3.15 needs it);" \
+	  echo "PYTHON: expected Python 3.11 or newer;" \
 	    "got $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	@# Without ensurepip, venv fails after it has made the interpreter.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -24,6 +24,7 @@ from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
 from keras_resnext.inspection import input_kind
 from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import join_shapes
 from keras_resnext.resnext import ResNeXt
 from keras_resnext.transforms import IMAGE_SUFFIXES
 from keras_resnext.transforms import EvalTransform
@@ -350,12 +351,16 @@ class Classifier:
         """What `push_to_hub`, or timm, wrote for the Hugging Face Hub."""
         try:
             config = json.loads((folder / CONFIG_FILE).read_bytes())
+            arrays = read(folder / WEIGHTS_FILE)
             if "keras_resnext" in config:
                 config = config["keras_resnext"]
-                model = keras.saving.deserialize_keras_object(config["model"])
                 metadata = _read_config(config)
+                model = keras.saving.deserialize_keras_object(
+                    {**config["model"], "compile_config": None}
+                )
             else:
                 theirs = from_timm_config(config)
+                _check_classes(arrays, theirs.classes)
                 size = theirs.transform.image_size
                 model = ResNeXt(
                     **theirs.network._asdict(),
@@ -366,13 +371,18 @@ class Classifier:
                     "labels": theirs.labels,
                     "transform": theirs.transform,
                 }
-        except (KeyError, TypeError, ValueError) as error:
+            _check_complete(model, arrays)
+            load_weights(model, folder / WEIGHTS_FILE)
+            return _name_imagenet(cls(model, **metadata))
+        # What a stranger's file may lead to.
+        except (
+            *(AttributeError, IndexError, KeyError, RecursionError),
+            *(TypeError, ValueError),
+        ) as error:
             raise ValueError(
                 f"{name} is not a repository of this package or of timm's "
                 f"ResNets: {first_line(error)}"
             ) from error
-        load_weights(model, folder / WEIGHTS_FILE)
-        return _name_imagenet(cls(model, **metadata))
 
     @classmethod
     def _load_weights(cls, name, path):
@@ -638,6 +648,42 @@ def _read_metadata(path):
         raise ValueError(
             f"{path} is not a .keras file of this package: {error}"
         ) from error
+
+
+def _check_classes(arrays, classes):
+    """Refuse, before a network is built, another number of classes."""
+    found = [array.shape[-1] for array in arrays.get(CLASSIFIER, ())[:1]]
+    if found != [classes]:
+        raise ValueError(
+            f"{WEIGHTS_FILE} must have a classifier of the {classes} classes "
+            f"that {CONFIG_FILE} names; it has {found or 'none'}."
+        )
+
+
+def _check_complete(model, arrays):
+    """Refuse weights that would leave some of the model's at random."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"{CONFIG_FILE} must describe a model; got {model!r}.")
+    expected = join_shapes(
+        {
+            layer.name: [tuple(w.shape) for w in layer.weights]
+            for layer in model.layers
+            if layer.weights
+        }
+    )
+    actual = {
+        name: [x.shape for x in values] for name, values in arrays.items()
+    }
+    if expected != actual:
+        different = sorted(
+            name
+            for name in {*expected, *actual}
+            if expected.get(name) != actual.get(name)
+        )
+        raise ValueError(
+            f"{WEIGHTS_FILE} must have the weights of all of the model's "
+            f"layers, and no others; {', '.join(different[:3])} differ."
+        )
 
 
 def _read_config(config):

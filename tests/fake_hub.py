@@ -23,11 +23,12 @@ class FakeHub:
     """The server. Use as a context.
 
     `faults` are applied to requests whose path contains a key: an HTTP status
-    to answer, or `"cut"` to close the connection without an answer.
+    to answer, `"cut"` to close the connection without an answer, or `"lost"`
+    to do what was asked and then close it.
     """
 
     def __init__(self):
-        self.repositories, self.blobs = {}, {}
+        self.repositories, self.blobs, self.titles = {}, {}, {}
         self.faults, self.requests = {}, []
         hub = self
 
@@ -67,6 +68,9 @@ class FakeHub:
         self.requests.append((handler.command, path))
         for part, fault in self.faults.items():
             if part in path:
+                if fault == "lost":
+                    handler.lost = True
+                    continue
                 if fault == "cut":
                     handler.close_connection = True
                     return
@@ -85,6 +89,9 @@ class FakeHub:
 
     def send(self, handler, status, body, **headers):
         """Send an answer; a dict as JSON."""
+        if getattr(handler, "lost", False):
+            handler.close_connection = True
+            return
         if isinstance(body, dict):
             body = json.dumps(body).encode()
         # The client may have gone.
@@ -138,7 +145,13 @@ class FakeHub:
 
     def commit_of(self, handler, name, revision):
         """A commit and its files, or `None` after an error was sent."""
-        if name not in self.repositories:
+        token = handler.headers["Authorization"]
+        if token and token != f"Bearer {TOKEN}":
+            self.send(handler, 401, {"error": "Bad token"})
+            return None
+        if name not in self.repositories or (
+            self.repositories[name]["private"] and not token
+        ):
             self.send(handler, 404, b"{}", X_Error_Code="RepoNotFound")
             return None
         commits = self.repositories[name]["commits"]
@@ -148,6 +161,19 @@ class FakeHub:
             self.send(handler, 404, b"{}", X_Error_Code="RevisionNotFound")
             return None
         return revision, dict(commits)[revision]
+
+    def commits(self, handler, body, name):
+        listing = [
+            {
+                "id": sha,
+                "title": self.titles.get(sha, ""),
+                "authors": [],
+                "date": "2026-11-26T00:00:00.000Z",
+                "message": "",
+            }
+            for sha, _ in reversed(self.repositories[name]["commits"])
+        ]
+        self.send(handler, 200, json.dumps(listing).encode())
 
     def preupload(self, handler, body, name):
         files = [
@@ -191,6 +217,7 @@ class FakeHub:
             entry = json.loads(line)
             value = entry["value"]
             if entry["key"] == "header":
+                title = value["summary"]
                 if value.get("parentCommit", commits[-1][0]) != commits[-1][0]:
                     self.send(handler, 412, {"error": "the branch moved"})
                     return
@@ -202,6 +229,7 @@ class FakeHub:
                 del files[value["path"]]
         sha = _sha(name, len(commits))
         commits.append((sha, files))
+        self.titles[sha] = title
         self.send(
             handler,
             200,
@@ -279,12 +307,13 @@ _ROUTES = [
     (rf"/api/models/{_NAME}", FakeHub.info, False),
     (rf"/api/models/{_NAME}/revision/(?P<revision>.+)", FakeHub.info, False),
     (rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)", FakeHub.tree, False),
+    (rf"/api/models/{_NAME}/commits/main", FakeHub.commits, False),
     (rf"/api/models/{_NAME}/preupload/main", FakeHub.preupload, True),
     (rf"/api/models/{_NAME}/commit/main", FakeHub.commit, True),
     (rf"/{_NAME}\.git/info/lfs/objects/batch", FakeHub.batch, True),
     (r"/lfs/(?P<oid>[0-9a-f]{64})", FakeHub.upload, False),
     (
-        rf"/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
+        rf"/{_NAME}/resolve/(?P<revision>.+)/(?P<file>[^/]+)",
         FakeHub.resolve,
         False,
     ),

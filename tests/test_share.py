@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,14 @@ def make_classifier(**arguments):
 @pytest.fixture(scope="module")
 def classifier():
     return make_classifier()
+
+
+@pytest.fixture(scope="module")
+def written(classifier, tmp_path_factory):
+    """The folder of a dry run, to copy."""
+    folder = tmp_path_factory.mktemp("written") / "dry"
+    keras_resnext.push_to_hub(classifier, "user/x", dry_run=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +352,7 @@ def test_exports_go_along(hub, classifier, tmp_path):
     assert "report.png" in files
     card = files["README.md"].decode()
     assert "| `model_float16.tflite` |" in card
-    assert str(tmp_path) not in card
+    assert not any(str(tmp_path).encode() in x for x in files.values())
 
     other = make_classifier()
     randomize(other.model, seed=1)
@@ -391,7 +400,7 @@ def test_a_lost_connection_publishes_nothing(
 
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     hub.faults[part] = fault
-    with pytest.raises(ConnectionError, match="no reader can load") as error:
+    with pytest.raises(ConnectionError, match="a reader can load") as error:
         keras_resnext.push_to_hub(classifier, "user/beasts")
     assert "\n" not in str(error.value)
     assert set(hub.files("user/beasts")) == {".gitattributes"}
@@ -418,10 +427,126 @@ def test_nobody_else_is_overwritten(hub, classifier, monkeypatch):
     assert set(hub.files("user/beasts")) == {"theirs.txt"}
 
 
+def test_a_lost_answer_is_not_taken_for_a_lost_push(
+    hub, classifier, monkeypatch
+):
+    import time
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.faults["/commit/"] = "lost"
+    url = keras_resnext.push_to_hub(classifier, "user/beasts")
+    assert url.endswith(hub.repositories["user/beasts"]["commits"][-1][0])
+    assert "config.json" in hub.files("user/beasts")
+
+
+@pytest.mark.integration
+def test_a_compiled_classifier_opens_without_its_optimizer(
+    hub, tmp_path, classifier
+):
+    from keras_resnext.training.optimizer import RatedSGD
+
+    keras_resnext.push_to_hub(classifier, "user/plain")
+    compiled = make_classifier()
+    compiled.model.compile(RatedSGD(l2_weight_decay=1e-4), "mse")
+    keras_resnext.push_to_hub(compiled, "user/beasts")
+    sizes = [
+        len(hub.files(name)["model.weights.h5"])
+        for name in ("user/plain", "user/beasts")
+    ]
+    assert sizes[0] == sizes[1]
+    read_in_process(
+        """
+import sys
+import keras
+assert not keras.saving.load_model("hf://user/beasts").compiled
+assert "keras_resnext" not in sys.modules
+""",
+        hub,
+        tmp_path,
+    )
+
+
+def test_another_pooling_is_not_taken_for_timms(classifier, tmp_path):
+    body = classifier.model
+    x = keras.layers.GlobalMaxPooling2D()(
+        body.get_layer("conv5_block1_out").output
+    )
+    model = keras.Model(body.input, body.get_layer("predictions")(x))
+    other = Classifier(model, LABELS, classifier.transform)
+    keras_resnext.push_to_hub(other, "user/x", dry_run=tmp_path / "dry")
+    config = json.loads((tmp_path / "dry/config.json").read_text())
+    assert "architecture" not in config
+    images, expected = inputs(other)
+    loaded = Classifier.load(tmp_path / "dry")
+    np.testing.assert_array_equal(
+        loaded.model.predict(images, verbose=0), expected
+    )
+
+
+def test_odd_labels_leave_the_card_whole(tmp_path, classifier, evaluation):
+    labels = ["new\nline", "a`b", "{{ x }}", "p|q", "---", "ü"]
+    other = Classifier(classifier.model, labels, classifier.transform)
+    keras_resnext.push_to_hub(other, "user/x", dry_run=tmp_path / "dry")
+    card = (tmp_path / "dry/README.md").read_text(encoding="utf-8")
+    assert "`new line`, `` a`b ``, `{{ x }}`, `p|q`, `---`, `ü`." in card
+    assert Classifier.load(tmp_path / "dry").labels == labels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": {"class_name": "Dense", "config": {"units": 3}}},
+        {"model": {"class_name": "Lambda", "config": {"function": "x"}}},
+        {"labels": [1, 2]},
+        {"transform": []},
+        {"architecture": "timm"},
+        {"classes": 7},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_broken_repositories_are_one_line(change, written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "dry")
+    config = json.loads((folder / "config.json").read_text())
+    if change == {"architecture": "timm"}:
+        del config["keras_resnext"]
+        config["architecture"] = "vit"
+    elif change == {"classes": 7}:
+        del config["keras_resnext"]
+        config["num_classes"] = 7
+    else:
+        config["keras_resnext"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not a repository of") as error:
+        Classifier.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_less_than_the_model_are_refused(written, tmp_path):
+    from safetensors import numpy as safetensors
+
+    folder = shutil.copytree(written, tmp_path / "dry")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    without = {k: v for k, v in tensors.items() if not k.startswith("fc.")}
+    safetensors.save_file(without, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="predictions differ"):
+        Classifier.load(folder)
+
+
+def test_private_ones_need_a_token(hub, classifier, monkeypatch, tmp_path):
+    keras_resnext.push_to_hub(classifier, "user/beasts", private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(PermissionError, match="does not let you read"):
+        Classifier.load("hf://user/beasts")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="must be a repository .* you may re"):
+        Classifier.load("hf://user/beasts")
+
+
 def test_unreachable_is_one_line(classifier, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="cannot be reached"):
-        keras_resnext.push_to_hub(classifier, "user/beasts")
+        keras_resnext.push_to_hub(classifier, "user/beasts", token="hf_x")
 
 
 def test_missing_repositories_are_named(hub, classifier):
@@ -429,8 +554,10 @@ def test_missing_repositories_are_named(hub, classifier):
     for name, message in {
         "hf://user/none": "must be a repository",
         "hf://user/beasts@v9": "must be a branch, tag or commit",
-        "hf://user": "hf://user/name@revision",
-        "hf://a/b/c": "hf://user/name@revision",
+        "hf://user": "must be user/name",
+        "hf://a/b/c": "must be user/name",
+        "hf://a/b--c": "as the Hub allows them",
+        "hf://a/b.git": "as the Hub allows them",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
             Classifier.load(name)
@@ -458,7 +585,13 @@ def test_what_cannot_be_shared_is_refused(classifier, evaluation, tmp_path):
         transform=classifier.transform,
     )
     with pytest.raises(ValueError, match="folded"):
-        push(folded, "user/name", dry_run=tmp_path / "dry")
+        push(folded, "user/name")
+    for license in ("Apache 2", "mit\nx: y", 3):
+        with pytest.raises(ValueError, match="`license` must be None or an"):
+            push(classifier, "user/name", license=license)
+    with pytest.raises(PermissionError) as error:
+        push(classifier, "user/name", token="hf_secret\nx")
+    assert "secret" not in str(error.value)
     inner = keras.Input((64, 64, 3))
     outputs = classifier.model(keras_resnext.preprocess_input(inner))
     with pytest.raises(ValueError, match="the network itself"):
@@ -472,6 +605,14 @@ def test_what_cannot_be_shared_is_refused(classifier, evaluation, tmp_path):
     with pytest.raises(ValueError, match="`exports` must be a folder"):
         push(classifier, "user/name", exports=tmp_path, dry_run=tmp_path / "d")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(FileExistsError, match="an earlier dry run; .*thesis"):
+        push(classifier, "user/name", dry_run=tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").is_file()
+    broken = make_classifier()
+    broken.model.layers[-1].bias.assign(np.full(6, np.nan))
+    with pytest.raises(ValueError, match="`classifier` must have finite wei"):
+        push(broken, "user/name")
 
 
 def test_timm_config_there_and_back():

@@ -62,7 +62,7 @@ def push(
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace the files of a repository with some."
+            "--overwrite", help="Replace an existing repository's files."
         ),
     ] = False,
     dry_run: Annotated[
@@ -82,16 +82,27 @@ def push(
     from keras_resnext.classifier import Classifier
     from keras_resnext.share import check_target
     from keras_resnext.share import push_to_hub
+    from keras_resnext.share.repository import check_shareable
+    from keras_resnext.share.repository import read_exports
 
     target = {
         "private": private,
         "overwrite": overwrite,
         "dry_run": dry_run,
     }
-    check_target(repository, **target)  # before an evaluation of minutes
     if description.startswith("@"):
-        description = Path(description[1:]).read_text(encoding="utf-8")
+        file = Path(description[1:])
+        if not file.is_file():
+            raise ValueError(
+                f"`description` must be text or @ and an existing file; there "
+                f"is no {file}."
+            )
+        description = file.read_text(encoding="utf-8")
+    # Before an evaluation, which takes minutes.
+    check_target(repository, license=license, **target)
     classifier = Classifier.load(model, weights)
+    check_shareable(classifier)
+    read_exports(exports, classifier)
     evaluation = None
     if evaluate:
         from keras_resnext import training

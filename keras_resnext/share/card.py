@@ -1,6 +1,7 @@
 """The model card: what a model is, how to open it, how good it is."""
 
 import math
+import re
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -54,7 +55,7 @@ Written by keras_resnext {{ version }}.
 def check_evaluation(
     evaluation: "Evaluation", classifier: "Classifier"
 ) -> None:
-    """Refuse an evaluation of another classifier.
+    """Refuse an evaluation with other classes, or another transform.
 
     Args:
         evaluation: The `Evaluation`.
@@ -62,7 +63,8 @@ def check_evaluation(
 
     Raises:
         ValueError: if the numbers of classes, class names or transforms
-            differ, or a number is not finite.
+            differ, it has no images, or its loss is not finite. That its
+            predictions are the classifier's is not checked.
     """
     if not hasattr(evaluation, "top5_accuracy"):
         raise ValueError(
@@ -82,9 +84,10 @@ def check_evaluation(
             "`evaluation` must be with the classifier's transform, "
             f"{classifier.transform}; got {evaluation.transform}."
         )
-    if not math.isfinite(evaluation.loss):
+    if not evaluation.examples or not math.isfinite(evaluation.loss):
         raise ValueError(
-            f"`evaluation` must have a finite loss; got {evaluation.loss}."
+            "`evaluation` must have images and a finite loss; got "
+            f"{evaluation.examples} and {evaluation.loss}."
         )
 
 
@@ -126,7 +129,6 @@ def write_card(
         pipeline_tag="image-classification",
         tags=["image-classification", "keras", "keras_resnext", "resnext"]
         + ["timm"] * opens_in_timm,
-        datasets=_dataset(evaluation) and [_dataset(evaluation)],
         metrics=["accuracy"] if evaluation else None,
         eval_results=_results(evaluation),
     )
@@ -138,7 +140,11 @@ def write_card(
             summary=_summary(classifier),
             description=description.strip(),
             usage=_usage(repository, opens_in_timm),
-            transform=_transform(classifier.require_transform(), report),
+            transform=_transform(
+                classifier.require_transform(),
+                report,
+                classifier.model.layers[1].compute_dtype,
+            ),
             evaluation=_evaluation(evaluation),
             files=_files(files, report),
             license_text=_license(license, classifier.record),
@@ -152,9 +158,19 @@ def write_card(
 def _dataset(evaluation):
     """A data set's name; of a folder, which may be private, the last part."""
     if not evaluation or not evaluation.data:
-        return None
-    name = str(evaluation.data.name)
-    return name.rstrip("/").rpartition("/")[2] if "/" in name else name
+        return "not named"
+    return re.split(r"[/\\]", str(evaluation.data.name).rstrip("/\\"))[-1]
+
+
+def _cell(text):
+    """Text for a table: one line, without the sign between columns."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _code(text):
+    """Text as code, whatever it has in it."""
+    text = " ".join(text.split())
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _results(evaluation):
@@ -163,7 +179,7 @@ def _results(evaluation):
 
     if not evaluation:
         return None
-    dataset = _dataset(evaluation) or "not named"
+    dataset = _dataset(evaluation)
     numbers = {
         ("accuracy", "Top-1 accuracy"): evaluation.accuracy,
         ("accuracy", "Top-5 accuracy"): evaluation.top5_accuracy,
@@ -198,7 +214,7 @@ def _summary(classifier):
     ]
     labels = classifier.labels
     if labels:
-        shown = ", ".join(f"`{label}`" for label in labels[:_MOST_LABELS])
+        shown = ", ".join(map(_code, labels[:_MOST_LABELS]))
         more = ", ..." if len(labels) > _MOST_LABELS else ""
         lines.append(f"Classes: {shown}{more}.")
     return "\n\n".join(lines)
@@ -206,13 +222,14 @@ def _summary(classifier):
 
 def _usage(repository, opens_in_timm):
     lines = [
-        "With keras_resnext, from a photograph to class names:",
+        "With keras_resnext and its extra `weights`, from a photograph to "
+        "class names:",
         "```python\nimport keras_resnext\n\n"
         "classifier = keras_resnext.Classifier.load(\n"
         f'    "hf://{repository}"\n)\n'
         'print(classifier.predict("photo.jpg")[0].top(3))\n```',
-        "With Keras alone, which takes the input described below and is "
-        "slower on CPUs:",
+        "With Keras and huggingface_hub alone. Images must be prepared as "
+        "described below, and CPUs take longer than with keras_resnext:",
         "```python\nimport keras\n\n"
         f'model = keras.saving.load_model("hf://{repository}")\n```',
     ]
@@ -228,7 +245,7 @@ def _usage(repository, opens_in_timm):
     return "\n\n".join(lines)
 
 
-def _transform(transform, report):
+def _transform(transform, report, precision):
     text = (
         f"RGB. The shorter side is resized to {transform.resize_size} pixels "
         f"({transform.interpolation}, antialiased), the centre of "
@@ -236,6 +253,11 @@ def _transform(transform, report):
         f"in [0, 1] normalised with mean {list(transform.mean)} and standard "
         f"deviation {list(transform.std)}, as `config.json` says too."
     )
+    if precision != "float32":
+        text += (
+            f" Layers compute in {precision}; readers that compute in float32 "
+            "get slightly different probabilities."
+        )
     if report:
         text += (
             " The exported files below take pixels in [0, 255] and normalise "
@@ -257,19 +279,16 @@ def _evaluation(evaluation):
     if len(evaluation.class_names) <= 5:
         top5 = "-"
     rows.append(
-        f"| {_dataset(evaluation) or 'not named'} | {evaluation.split} "
+        f"| {_cell(_dataset(evaluation))} | {_cell(evaluation.split)} "
         f"| {evaluation.examples:,} | {evaluation.accuracy:.4f} "
         f"| {low:.4f} to {high:.4f} | {top5} | {evaluation.loss:.4f} |"
     )
     text = "\n".join(rows) + (
-        "\n\nEvery image of the split was classified once, by "
-        "`keras_resnext.training.evaluate`; the interval is Wilson's."
+        "\n\nEvery image of the split that could be decoded was classified "
+        "once, by `keras_resnext.training.evaluate`; the interval is Wilson's."
     )
     if evaluation.bad_images:
-        text += (
-            f" {len(evaluation.bad_images)} more could not be decoded and "
-            "were left out."
-        )
+        text += f" {len(evaluation.bad_images)} could not be decoded."
     return text
 
 
@@ -293,10 +312,7 @@ def _files(files, report):
         "report.json": "how the exported files were verified",
         "report.png": "the same, drawn",
     }
-    exported = {
-        entry["path"].replace("\\", "/").rpartition("/")[2]: entry
-        for entry in report.get("files", ())
-    }
+    exported = {entry["file"]: entry for entry in report.get("files", ())}
     rows = ["| file | MB | |", "|---|--:|---|"]
     for name, size in files:
         text = about.get(name) or _exported(exported[name])
@@ -318,9 +334,11 @@ def _exported(entry):
 
 
 def _license(license, record):
-    origin = f" They are {record.name}, by {record.origin}." if record else ""
+    origin = ""
+    if record:
+        origin = f" They are {record.name}, published by {record.origin}."
     if license is None:
-        return "No licence was given: all rights are reserved."
+        return "No licence was given; ask the author before using the weights."
     text = f"Licence of the weights: {license}."
     if license == NON_COMMERCIAL:
         text += " It excludes commercial use."

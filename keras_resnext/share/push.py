@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import tempfile
+import warnings
 from typing import TYPE_CHECKING
 
 from keras_resnext import __version__
@@ -22,6 +24,7 @@ from keras_resnext.weights.hub import parse_repository
 if TYPE_CHECKING:
     from keras_resnext.training import Evaluation
 
+_LICENSE = r"[a-z0-9][a-z0-9.+-]*"
 # What a new repository has.
 _EMPTY = {".gitattributes"}
 
@@ -46,7 +49,7 @@ def push_to_hub(
     (`keras.saving.load_model("hf://user/name")`) and, if the network is one
     that timm has, in timm (`timm.create_model("hf-hub:user/name")`). It holds
     the weights twice (`model.safetensors`, `model.weights.h5`), one
-    `config.json` for the three, exported files, and a model card.
+    `config.json` that all three read, exported files, and a model card.
 
     Args:
         classifier: A `Classifier` with a network of the builders, its top
@@ -57,8 +60,10 @@ def push_to_hub(
             classifier; the card's numbers come from it. Defaults to `None`:
             the card says that there are none.
         license: Licence of the weights, an SPDX identifier in lower case such
-            as `"apache-2.0"`. Defaults to that of published weights, and
-            `None` otherwise: the card says that there is none.
+            as `"apache-2.0"`. Defaults to `None`: that of published weights,
+            which cannot be another, or else the card says that none was
+            given. Weights that were loaded from a repository keep its
+            licence; look it up there.
         description: Paragraphs for the card, in Markdown: what it was trained
             on, what it is for, where it fails. Defaults to none.
         exports: A folder that `keras_resnext.export.export_files` wrote; its
@@ -66,8 +71,10 @@ def push_to_hub(
             were compared with the classifier once more. Defaults to `None`.
         private: Whether a new repository is private. Defaults to `None`, the
             owner's default.
-        overwrite: Whether to replace the files of a repository that has some.
-            Earlier commits stay in its history. Defaults to `False`.
+        overwrite: Whether to replace an existing repository's files. Exported
+            files and reports that are not part of this push are deleted,
+            others stay, and earlier commits stay in the history. Of a dry run,
+            whether to replace an earlier one. Defaults to `False`.
         token: A token that may write. Defaults to `None`, that of
             `hf auth login` or `HF_TOKEN`.
         dry_run: A folder to write the repository to, instead of uploading it.
@@ -82,7 +89,8 @@ def push_to_hub(
             and `overwrite` is false.
         PermissionError: if the Hub refuses the token.
         ConnectionError: if the Hub cannot be reached or the connection is
-            lost. Nothing was published then.
+            lost. Nothing that a reader can load was published then, or it
+            says that this is not known.
 
     Example:
 
@@ -100,14 +108,17 @@ def push_to_hub(
     contents.check_shareable(classifier)
     if evaluation is not None:
         check_evaluation(evaluation, classifier)
-    if license is None and classifier.record:
-        license = classifier.record.license
+    license = _check_license(license, classifier.record)
+    if not isinstance(description, str):
+        raise ValueError(
+            f"`description` must be a string; got {description!r}."
+        )
     hub = _open(name, private, overwrite, token, dry_run)
     arguments = {
         "evaluation": evaluation,
         "license": license,
         "description": description,
-        "exports": exports and pathlib.Path(exports),
+        "exports": exports,
     }
     if hub is None:
         with staged(dry_run, overwrite=overwrite) as folder:
@@ -122,6 +133,7 @@ def push_to_hub(
 def check_target(
     repository: str,
     *,
+    license: str | None = None,
     private: bool | None = None,
     overwrite: bool = False,
     token: str | None = None,
@@ -131,6 +143,7 @@ def check_target(
 
     Args:
         repository: See `push_to_hub`, as the others.
+        license: Defaults to `None`.
         private: Defaults to `None`.
         overwrite: Defaults to `False`.
         token: Defaults to `None`.
@@ -146,13 +159,14 @@ def check_target(
 
     >>> check_target("user/birds", dry_run="folder")
     """
+    _check_license(license, None)
     _open(_check_name(repository), private, overwrite, token, dry_run)
 
 
 def _check_name(repository):
     """Owner and name of a repository."""
     target = parse_repository(repository)
-    if target.revision != "main":
+    if "@" in repository:
         raise ValueError(
             "`repository` must be user/name, without a revision; got "
             f"{repository!r}."
@@ -160,16 +174,54 @@ def _check_name(repository):
     return target.name
 
 
+def _check_license(license, record):
+    """The licence to publish under."""
+    if license is not None and not (
+        isinstance(license, str) and re.fullmatch(_LICENSE, license)
+    ):
+        raise ValueError(
+            "`license` must be None or an SPDX identifier in lower case, such "
+            f'as "apache-2.0"; got {license!r}.'
+        )
+    if record and license not in (None, record.license):
+        raise ValueError(
+            f"`license` must be None or {record.license}, that of "
+            f"{record.name}; got {license!r}."
+        )
+    return record.license if record else license
+
+
 def _open(name, private, overwrite, token, dry_run):
     """The repository, checked; `None` if it is a folder, which is checked."""
+    if private not in (None, True, False):
+        raise ValueError(
+            f"`private` must be None, True or False; got {private!r}."
+        )
+    if token is not None and not isinstance(token, str):
+        raise ValueError("`token` must be None or a string.")
     require("huggingface_hub", extra="weights", purpose="push_to_hub")
     require("safetensors", extra="weights", purpose="push_to_hub")
     if dry_run is not None:
         check_free(dry_run, overwrite=overwrite)
+        _check_replaceable(pathlib.Path(dry_run))
         return None
     hub = _Hub(name, token)
     hub.check(private, overwrite)
     return hub
+
+
+def _check_replaceable(folder):
+    """Refuse to replace a folder with anything but an earlier dry run."""
+    others = [str(folder)]
+    if not folder.exists():
+        return
+    if folder.is_dir():
+        others = [p.name for p in folder.iterdir() if not contents.is_ours(p)]
+    if others:
+        raise FileExistsError(
+            "`dry_run` must be new, empty or an earlier dry run; "
+            f"{folder} has {', '.join(sorted(others)[:3])}."
+        )
 
 
 def _write(
@@ -185,12 +237,12 @@ def _write(
     """Write everything that the repository will hold."""
     report, files = contents.read_exports(exports, classifier)
     folder.mkdir()
-    contents.write_models(classifier, folder)
-    contents.copy_exports(files, exports, folder)
+    opens_in_timm = contents.write_models(classifier, folder)
+    contents.copy_exports(report, files, folder)
     card = write_card(
         classifier,
         name,
-        opens_in_timm=contents.timm_model(classifier) is not None,
+        opens_in_timm=opens_in_timm,
         evaluation=evaluation,
         license=license,
         description=description,
@@ -205,21 +257,26 @@ class _Hub:
 
     def __init__(self, name, token):
         from huggingface_hub import HfApi
+        from huggingface_hub import get_token
 
         self.name = name
         self.endpoint = hub_endpoint()
+        self.before = None  # the repository as `check` found it
+        token = get_token() if token is None else token
+        if token is None:
+            raise self.refusal("there is no token")
+        if not re.fullmatch(r"[!-~]+", token):
+            raise self.refusal("the token has characters that none has")
         self.api = HfApi(
             self.endpoint,
             token,
             library_name="keras_resnext",
             library_version=__version__,
         )
-        self.before = None  # what `check` found
 
     def check(self, private, overwrite):
         """Refuse, before long work, what could not be pushed."""
         from huggingface_hub import constants
-        from huggingface_hub.errors import RepositoryNotFoundError
 
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError(
@@ -231,12 +288,11 @@ class _Hub:
                 f"The Hub cannot be reached ({problem}); nothing was "
                 "published. Use `dry_run` to write the repository to a folder."
             )
-        self._ask(self.api.whoami)
-        try:
-            self.before = self._ask(self.api.model_info, self.name)
-        except RepositoryNotFoundError:
+        self.ask(self.api.whoami)
+        self.before = self.look()
+        if self.before is None:
             return
-        files = {file.rfilename for file in self.before.siblings} - _EMPTY
+        files = self.files() - _EMPTY
         if files and not overwrite:
             raise FileExistsError(
                 "`repository` must be new or empty unless `overwrite` is true; "
@@ -249,85 +305,119 @@ class _Hub:
                 f"{self.name} is; got {private}."
             )
 
+    def look(self):
+        """The repository as it is; `None` if there is none."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            return self.ask(self.api.model_info, self.name)
+        except RepositoryNotFoundError:
+            return None
+
+    def files(self):
+        """Names of the files that `check` or `push` found."""
+        return {file.rfilename for file in self.before.siblings}
+
     def push(self, folder, private):
         """Upload a folder as one commit, without what an earlier one left."""
         from huggingface_hub import CommitOperationAdd
         from huggingface_hub import CommitOperationDelete
 
         if self.before is None:
-            self._ask(self.api.create_repo, self.name, private=private)
+            self.ask(self.api.create_repo, self.name, private=private)
+            self.before = self.look()
         paths = sorted(folder.iterdir())
+        names = {path.name for path in paths}
         operations = [CommitOperationAdd(p.name, str(p)) for p in paths]
-        if self.before is not None:
-            mine = {
-                *contents.KERAS_FILES,
-                contents.REPORT_FILE,
-                contents.REPORT_PICTURE,
-            }
-            operations += [
-                CommitOperationDelete(old.rfilename)
-                for old in self.before.siblings
-                if (
-                    old.rfilename in mine
-                    or old.rfilename.endswith(contents.EXPORT_SUFFIXES)
-                )
-                and old.rfilename not in {path.name for path in paths}
-            ]
-        commit = self._ask(
-            self.api.create_commit,
-            self.name,
-            operations,
-            commit_message=f"Push with keras_resnext {__version__}",
-            # Somebody else's commit in the meantime is not overwritten.
-            parent_commit=self.before and self.before.sha,
-        )
+        operations += [
+            CommitOperationDelete(old)
+            for old in sorted(self.files() - names)
+            if contents.is_ours(old)
+        ]
+        message = f"Push with keras_resnext {__version__}"
+        try:
+            commit = self.ask(
+                self.api.create_commit,
+                self.name,
+                operations,
+                commit_message=message,
+                # Somebody else's commit in the meantime is not overwritten.
+                parent_commit=self.before.sha,
+            )
+        except ConnectionError:
+            # The commit may have arrived, and only its answer be lost.
+            head = self.head_after_loss()
+            if head == self.before.sha:
+                raise
+            commits = self.ask(self.api.list_repo_commits, self.name)
+            if commits[0].title != message:
+                raise
+            return f"{self.endpoint}/{self.name}/commit/{head}"
         return commit.commit_url
 
-    def _ask(self, call, *arguments, **options):
+    def head_after_loss(self):
+        """The repository's newest commit, or an error if that is not known."""
+        try:
+            return self.look().sha
+        except (ConnectionError, AttributeError):
+            raise ConnectionError(
+                f"The connection to the Hub was lost; whether {self.name} got "
+                "the commit is not known. It is there as a whole or not at "
+                f"all: look at {self.endpoint}/{self.name}."
+            ) from None
+
+    def ask(self, call, *arguments, **options):
         """One request or more to the Hub, or one line about why not."""
         from huggingface_hub.errors import HfHubHTTPError
-        from huggingface_hub.errors import LocalTokenNotFoundError
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
-            with quiet("huggingface_hub"):
+            with quiet("huggingface_hub"), warnings.catch_warnings():
+                # The Hub's about a card come in several lines.
+                warnings.simplefilter("ignore", UserWarning)
                 return call(*arguments, **options)
-        except LocalTokenNotFoundError:
-            raise _refusal(self, "there is no token") from None
         except RepositoryNotFoundError:
             raise
         except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise _refusal(self, f"the Hub answered {status}") from None
-            if status in (409, 412):
-                raise FileExistsError(
-                    f"{self.name} was changed by somebody else meanwhile; "
-                    "nothing of this push was published. Look at it, and push "
-                    "again."
-                ) from None
-            if status < 500:
-                raise ValueError(
-                    f"The Hub refused {self.name} ({first_line(error)}); "
-                    "nothing was published."
-                ) from None
-            raise _lost(self, f"it answered {status}") from None
-        except (TypeError, ValueError):
+            raise self.explain(error) from None
+        except ValueError as error:  # such as the Hub's about a card
+            lines = "; ".join(map(str.strip, str(error).splitlines()))
+            raise ValueError(
+                f"The Hub refused {self.name} ({lines}); nothing was published."
+            ) from None
+        except TypeError:
             raise
         except Exception as error:  # of the HTTP client, whichever it is
-            raise _lost(self, first_line(error.__cause__ or error)) from None
+            raise self.lost(first_line(error.__cause__ or error)) from None
 
+    def explain(self, error):
+        """The error to raise for an HTTP status."""
+        status = error.response.status_code
+        if status in (401, 403):
+            return self.refusal(f"the Hub answered {status}")
+        if status in (409, 412):
+            return FileExistsError(
+                f"{self.name} was changed by somebody else meanwhile; nothing "
+                "of this push was published. Look at it, and push again."
+            )
+        if status >= 500:
+            return self.lost(f"it answered {status}")
+        lines = "; ".join(str(error).split("\n"))
+        return ValueError(
+            f"The Hub refused {self.name} ({lines}); nothing was published."
+        )
 
-def _refusal(hub, reason):
-    return PermissionError(
-        f"The Hub does not let you write to {hub.name} ({reason}); nothing "
-        "was published. Log in with `hf auth login`, or set HF_TOKEN to a "
-        "token that may write."
-    )
+    def refusal(self, reason):
+        """The error about a token."""
+        return PermissionError(
+            f"The Hub does not let you write to {self.name} ({reason}); "
+            "nothing was published. Log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may write."
+        )
 
-
-def _lost(hub, reason):
-    return ConnectionError(
-        f"The connection to the Hub was lost ({reason}) before the commit of "
-        f"{hub.name}, so that no reader can load half of it. Push again."
-    )
+    def lost(self, reason):
+        """The error about a connection."""
+        return ConnectionError(
+            f"The connection to the Hub was lost ({reason}); nothing was "
+            f"published to {self.name} that a reader can load. Push again."
+        )

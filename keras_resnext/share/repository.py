@@ -1,11 +1,13 @@
-"""The files of a repository: weights, configurations, exports and card."""
+"""The files of a repository: weights, configuration and exports."""
 
 import json
+import os
 import pathlib
 import shutil
 import tempfile
 import typing
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +25,9 @@ from keras_resnext.names import block_numbers
 from keras_resnext.names import block_of
 from keras_resnext.names import join_shapes
 from keras_resnext.names import parse_network
+from keras_resnext.names import stage_of
 from keras_resnext.names import whole_name
+from keras_resnext.resnext import ResNeXt
 from keras_resnext.rewrite import to_stock_layers
 from keras_resnext.weights import convert
 from keras_resnext.weights import export_weights
@@ -36,7 +40,23 @@ CARD_FILE = "README.md"
 # What Keras' own format has, and Keras looks for in a repository.
 KERAS_FILES = ("metadata.json", "model.weights.h5")
 REPORT_FILE, REPORT_PICTURE = "report.json", "report.png"
+_OURS = {
+    *(CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, REPORT_FILE, REPORT_PICTURE),
+    *KERAS_FILES,
+}
+# Of a file, in the report that is published: no paths of this machine.
+_NUMBERS = (
+    *("format", "quantize", "bytes", "limits", "accuracy", "latency_ms"),
+    *("max_logit_difference", "mean_logit_difference", "relative_difference"),
+    *("correlation", "centred_correlation", "top1_agreement", "peak_bytes"),
+)
 EXPORT_SUFFIXES = (".tflite", ".onnx")
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file at the top of a repository is one that we write."""
+    name = str(path.name if isinstance(path, pathlib.Path) else path)
+    return name in _OURS or ("/" not in name and name.endswith(EXPORT_SUFFIXES))
 
 
 def check_shareable(classifier: Classifier) -> None:
@@ -47,7 +67,8 @@ def check_shareable(classifier: Classifier) -> None:
 
     Raises:
         ValueError: if its model is not a network of the builders that ends in
-            class probabilities, or normalises pixels itself.
+            class probabilities, or normalises pixels itself; if its batch
+            norms are folded, or a weight is not finite.
     """
     if not isinstance(classifier, Classifier):
         raise ValueError(
@@ -63,17 +84,32 @@ def check_shareable(classifier: Classifier) -> None:
             "its top, whose transform normalises; push the network itself, "
             f"without the layers around it; got {model.name}."
         )
+    if "conv1_bn" not in layers:
+        raise ValueError(
+            "`classifier` must have its batch norms, not folded; "
+            f"{model.name} has no conv1_bn."
+        )
+    for layer in model.layers:
+        if layer.weights and not (
+            stage_of(layer.name) or layer.name == CLASSIFIER
+        ):
+            raise ValueError(
+                "`classifier` must have no weights but those of the builders' "
+                f"layers; {layer.name} has some."
+            )
+        for array in layer.get_weights():
+            if not np.isfinite(np.asarray(array, "float32")).all():
+                raise ValueError(
+                    "`classifier` must have finite weights; "
+                    f"{layer.name} has NaN or infinity."
+                )
 
 
-def timm_model(classifier: Classifier) -> TimmModel | None:
+def _timm_model(classifier):
     """What timm has to know of a classifier; `None` if timm has no such net.
 
-    Args:
-        classifier: A `Classifier` that passed `check_shareable`.
-
-    Returns:
-        A `TimmModel`, or `None`: timm's ResNets have four stages, the
-        ImageNet stem, 256 filters and shortcuts.
+    timm's ResNets have four stages, the ImageNet stem, 256 filters and
+    shortcuts.
     """
     model = classifier.model
     layers = {
@@ -108,17 +144,46 @@ def timm_model(classifier: Classifier) -> TimmModel | None:
     )
 
 
-def write_models(classifier: Classifier, folder: pathlib.Path) -> None:
+def _computes_the_same(theirs, classifier, weights):
+    """Whether the network that timm builds is the classifier's.
+
+    A layer without weights, such as another pooling, is not in its name.
+    """
+    size = theirs.transform.image_size
+    shape = (size, size, 3)
+    twin = ResNeXt(
+        **theirs.network._asdict(),
+        classes=theirs.classes,
+        input_shape=shape,
+        weights=weights,
+    )
+    images = np.random.default_rng(0).normal(size=(4, *shape))
+    ours, other = (
+        np.asarray(m.predict_on_batch(images.astype("float32")), "float32")
+        for m in (classifier.model, twin)
+    )
+    # Rounding adds up to 1e-5 of the largest logit (tests/test_parity.py),
+    # and to a few hundredths where layers compute with eight bits.
+    exact = classifier.model.layers[1].compute_dtype == "float32"
+    return np.abs(ours - other).max() <= (1e-3 if exact else 0.1)
+
+
+def write_models(classifier: Classifier, folder: pathlib.Path) -> bool:
     """Write the model for plain Keras, timm and this package, and check it.
 
     Args:
         classifier: A `Classifier` that passed `check_shareable`.
         folder: An existing folder.
 
+    Returns:
+        Whether timm opens it.
+
     Raises:
         RuntimeError: if a written file does not hold the classifier's model.
     """
     stock = to_stock_layers(classifier.model)
+    # Without optimizer and loss, which others may not have.
+    stock = keras.Model(stock.inputs, stock.outputs, name=stock.name)
     with tempfile.TemporaryDirectory() as temporary:
         archive = pathlib.Path(temporary, "model.keras")
         stock.save(archive)
@@ -131,11 +196,17 @@ def write_models(classifier: Classifier, folder: pathlib.Path) -> None:
     ours = keras.saving.serialize_keras_object(classifier.model)
     ours["compile_config"] = None  # an optimizer is no part of it
     config["keras_resnext"] = {"model": ours, **classifier.to_config()}
-    if theirs := timm_model(classifier):
+    export_weights(classifier.model, folder / WEIGHTS_FILE)
+    theirs = _timm_model(classifier)
+    if theirs and not _computes_the_same(
+        theirs, classifier, folder / WEIGHTS_FILE
+    ):
+        theirs = None
+    if theirs:
         config |= to_timm_config(theirs)
     path.write_text(json.dumps(config, indent=1) + "\n")
-    export_weights(classifier.model, folder / WEIGHTS_FILE)
     _check_models(classifier, folder)
+    return theirs is not None
 
 
 def _check_models(classifier, folder):
@@ -167,12 +238,12 @@ class ExportedFile(typing.NamedTuple):
     """
 
     path: pathlib.Path
-    numbers: dict
+    numbers: dict[str, Any]
 
 
 def read_exports(
-    folder: pathlib.Path | None, classifier: Classifier
-) -> tuple[dict, list[ExportedFile]]:
+    folder: str | os.PathLike[str] | None, classifier: Classifier
+) -> tuple[dict[str, Any], list[ExportedFile]]:
     """What `export_files` wrote to a folder, and its report.
 
     Args:
@@ -180,8 +251,8 @@ def read_exports(
         classifier: What the files must be of.
 
     Returns:
-        The content of `report.json`, and the verified `.tflite` and `.onnx`
-        files.
+        The report to publish, and the verified `.tflite` and `.onnx` files;
+        both empty without a folder.
 
     Raises:
         ValueError: if the folder has no report or no such files, or they are
@@ -193,11 +264,14 @@ def read_exports(
     try:
         report = json.loads((folder / REPORT_FILE).read_text())
         files = [
-            ExportedFile(folder / pathlib.Path(entry["path"]).name, entry)
+            ExportedFile(
+                folder / pathlib.Path(entry["path"]).name,
+                {name: entry[name] for name in _NUMBERS},
+            )
             for entry in report["files"]
             if entry["passed"]
         ]
-        about = report["model"]
+        about, *_ = report["model"], report["input"], report["images"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             "`exports` must be a folder that export_files or `keras-resnext "
@@ -219,7 +293,12 @@ def read_exports(
             f"{folder} are of {about}."
         )
     _check_exports(files, classifier)
-    return report, files
+    public = {"model": about, "input": report["input"]}
+    public["images"] = report["images"]
+    public["files"] = [
+        {"file": file.path.name, **file.numbers} for file in files
+    ]
+    return public, files
 
 
 def _check_exports(files, classifier):
@@ -238,8 +317,10 @@ def _check_exports(files, classifier):
         require_runtime(format)
         outputs = in_batches(OPENERS[format](file.path))(session.images)
         agreement = compare(session.model, session.reference, outputs)
-        known = {k: v for k, v in file.numbers["limits"].items() if v}
-        if violations := Limits(**known).violations(agreement):
+        limits = file.numbers["limits"].items()
+        # JSON has no infinity.
+        limits = Limits(**{k: v for k, v in limits if v is not None})
+        if violations := limits.violations(agreement):
             raise ValueError(
                 f"`exports` must be files of the classifier; {file.path} is "
                 f"not: {'; '.join(violations)}."
@@ -247,19 +328,22 @@ def _check_exports(files, classifier):
 
 
 def copy_exports(
-    files: list[ExportedFile], source: pathlib.Path, folder: pathlib.Path
+    report: dict[str, Any],
+    files: list[ExportedFile],
+    folder: pathlib.Path,
 ) -> None:
-    """Copy exported files, their report and its picture.
+    """Copy exported files and the picture of their report, and write it.
 
     Args:
+        report: What `read_exports` returned, as `files`.
         files: The files.
-        source: The folder they are in.
         folder: Where they go.
     """
     if not files:
         return
-    for file in files:
-        shutil.copyfile(file.path, folder / file.path.name)
-    for name in (REPORT_FILE, REPORT_PICTURE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    picture = files[0].path.with_name(REPORT_PICTURE)
+    for path in (*(file.path for file in files), picture):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    text = json.dumps(report, indent=1) + "\n"
+    (folder / REPORT_FILE).write_text(text)

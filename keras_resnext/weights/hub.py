@@ -38,8 +38,10 @@ WEIGHTS_FILE = "model.safetensors"
 _INSTALLED = pathlib.Path(__file__).with_name("published")
 _HUB = "https://huggingface.co"
 _CHUNK = 1 << 20
+# The Hub's rules, which its client checks too, in several lines.
+_NAME = r"(?![\w.-]*(--|\.\.))[\w][\w.-]{0,95}(?<![.-])(?<!\.git)"
 _REPOSITORY = re.compile(
-    r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII
+    rf"(?P<name>{_NAME}/{_NAME})(@(?P<revision>[^@\s]+))?", re.ASCII
 )
 
 
@@ -90,8 +92,9 @@ def parse_repository(address: str) -> Repository:
     match = _REPOSITORY.fullmatch(str(address).removeprefix(HUB_SCHEME))
     if not match:
         raise ValueError(
-            "A repository must be hf://user/name or hf://user/name@revision; "
-            f"got {address!r}."
+            "A repository must be user/name or user/name@revision, after "
+            "hf:// where it is loaded, with names of letters, digits, _, . and "
+            f"- as the Hub allows them; got {address!r}."
         )
     return Repository(match["name"], match["revision"] or "main")
 
@@ -179,6 +182,7 @@ def fetch_repository(repository: Repository, *names: str) -> pathlib.Path:
         ConnectionError: if the download fails, and they are not in the cache.
         ValueError: if the repository, the revision or a file does not exist,
             or the file of weights is none or was changed.
+        PermissionError: if the Hub refuses the token.
 
     Example:
 
@@ -220,6 +224,12 @@ def _fetch_from_hub(repository, name, wanted):
     except Exception as error:  # its own, and its HTTP client's
         if isinstance(error, OSError) and error.errno:
             raise  # the cache is not writable
+        if _status(error) in (401, 403):
+            raise PermissionError(
+                f"The Hub does not let you read {repository} (it answered "
+                f"{_status(error)}). Log in with `hf auth login`, or set "
+                "HF_TOKEN to a token that may read it."
+            ) from None
         raise _no_download(
             wanted, repository.name, "huggingface", problem or _cause(error)
         ) from None
@@ -257,6 +267,12 @@ def _check_downloaded(path):
     else:
         _check_opens(path)
         _check_first(path, path.parents[2] / f"{path.parent.name}.sha256")
+
+
+def _status(error):
+    """The Hub's HTTP status, which the client may have wrapped."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return getattr(response, "status_code", None)
 
 
 def _cause(error):

@@ -63,6 +63,9 @@ _ARGUMENTS = {
     "base_width": "base_width",
     "output_stride": "output_stride",
 }
+# Of images, so that a file from elsewhere cannot ask for all memory.
+_MOST_PIXELS = 4096
+_LEAST_CROP = 0.1
 # What the others must be, and those that change nothing in inference.
 _REQUIRED = {"in_chans": 3, "global_pool": "avg"}
 _IGNORED = {"num_classes", "drop_rate", "drop_path_rate", "zero_init_last"}
@@ -148,10 +151,9 @@ def from_timm_config(config: Mapping[str, Any]) -> TimmModel:
             str(config["architecture"]), config.get("model_args") or {}
         )
         about = config["pretrained_cfg"]
-        size = about.get("test_input_size") or about["input_size"]
         transform = EvalTransform.from_crop_pct(
-            size[-1],
-            about.get("test_crop_pct") or about.get("crop_pct", 0.875),
+            _size(about.get("test_input_size") or about["input_size"]),
+            _checked_crop_pct(about),
             interpolation=about.get("interpolation", "bilinear"),
             mean=about["mean"],
             std=about["std"],
@@ -159,7 +161,7 @@ def from_timm_config(config: Mapping[str, Any]) -> TimmModel:
         classes = config.get("num_classes") or about["num_classes"]
         labels = config.get("label_names") or about.get("label_names")
         return TimmModel(network, classes, _labels(labels, classes), transform)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             "`config` must be timm's description of a model, with "
             "architecture, num_classes and pretrained_cfg; what came has "
@@ -185,6 +187,31 @@ def _network(name, arguments):
         if key in others
     }
     return _NAMES[name]._replace(**ours)
+
+
+def _size(shape):
+    """The side of square images from timm's `(channels, height, width)`."""
+    channels, height, width = shape
+    if channels != 3 or height != width or not 0 < height <= _MOST_PIXELS:
+        raise ValueError(
+            "`input_size` must be (3, size, size) with a size of at most "
+            f"{_MOST_PIXELS}; got {shape}."
+        )
+    return height
+
+
+def _checked_crop_pct(about):
+    """timm's `crop_pct`, if it crops the centre."""
+    if about.get("crop_mode", "center") != "center":
+        raise ValueError(
+            f"`crop_mode` must be center; got {about['crop_mode']!r}."
+        )
+    share = about.get("test_crop_pct") or about.get("crop_pct", 0.875)
+    if not _LEAST_CROP <= share <= 1:
+        raise ValueError(
+            f"`crop_pct` must be from {_LEAST_CROP} to 1; got {share!r}."
+        )
+    return share
 
 
 def _labels(names, classes):
