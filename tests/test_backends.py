@@ -247,7 +247,7 @@ def test_three_steps_of_training(backend, numbers):
 
     In float32, an input of a ReLU within rounding of zero has a gradient on
     one backend and none on another. That is one of the 2048 positions in a
-    batch, and three steps move weights by a tenth: 5e-5 of a weight.
+    batch, and three steps move weights by a hundredth: 5e-6 of a weight.
     """
     losses = numbers["tensorflow"]["losses/float32"]
     assert len(set(losses)) == len(losses) == 3

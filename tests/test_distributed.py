@@ -203,6 +203,7 @@ def test_two_workers(workers, recipe, exact, tmp_path):
     assert_same_history(Run(tmp_path), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_whole_batch(sgd, tmp_path):
     """With batch norms frozen, which would see one part at a time."""
     _, source = run_once(sgd, tmp_path / "source")

@@ -14,6 +14,8 @@ from keras_resnext.training.optimizer import RatedAdamW
 from keras_resnext.training.optimizer import RatedSGD
 from tests.conftest import randomize
 
+pytestmark = pytest.mark.integration
+
 CLASSES = 3
 LOSS = "sparse_categorical_crossentropy"
 ROUNDOFF = 2**-24  # of float32
@@ -104,7 +106,6 @@ def stock():
     ],
     ids=str,
 )
-@pytest.mark.integration
 def test_ways_to_compile_train_as_keras_layers(compiled, stock):
     losses, weights = stock
     model = make((1, 1))
@@ -251,7 +252,6 @@ def test_backup_and_restore_goes_on_where_it_was(tmp_path):
     assert difference(resumed.get_weights(), unbroken.get_weights()) < ONE_PIXEL
 
 
-@pytest.mark.integration
 def test_tensorboard_has_the_history(tmp_path):
     pytest.importorskip("tensorboard", reason="make peers")
     history = fit(
@@ -349,7 +349,6 @@ def test_ema_weights_are_swapped_in():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.integration
 def test_mixed_precision_trains(policy, stock):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -402,7 +401,6 @@ def test_frozen_layers_are_features_of_a_linear_classifier():
         )
 
 
-@pytest.mark.integration
 def test_lora_trains_as_on_keras_layers(tmp_path):
     model = make()
     before = model.predict(IMAGES, verbose=0)
@@ -511,7 +509,6 @@ def run_litert(path):
     ],
     ids=["tf_saved_model", "onnx", "litert"],
 )
-@pytest.mark.integration
 def test_keras_export(form, name, run, tmp_path):
     model = make((1, 1), classifier_activation=None)
     expected = model.predict(IMAGES, verbose=0)
@@ -545,7 +542,6 @@ def test_images_of_a_folder_are_what_a_classifier_reads(shades):
 @pytest.mark.filterwarnings("ignore:getName:DeprecationWarning")
 # It loads the optimizer's state into one that is not built.
 @pytest.mark.filterwarnings("ignore:Skipping variable loading:UserWarning")
-@pytest.mark.integration
 def test_keras_tuner_finds_a_width(tmp_path):
     keras_tuner = pytest.importorskip("keras_tuner", reason="make peers")
 

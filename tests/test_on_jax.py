@@ -76,6 +76,7 @@ def test_steps_are_those_of_training(tmp_path, float64):
     """
     pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3))
     labels = np.arange(32) % 10
+    keras.utils.set_random_seed(0)
     model = build(RECIPE.model, input_shape=(16, 16, 3))
     randomize(model)
     export_weights(model, tmp_path / "before.safetensors")
@@ -208,6 +209,7 @@ else:
     assert np.array_equal(predictions == labels, right_images(record))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_augmentation_is_trainings(tmp_path):
     """Positions of crops, and places and sizes of what is erased."""

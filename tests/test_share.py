@@ -307,6 +307,7 @@ def test_timms_repository_opens_here(hub, tmp_path):
     assert_same(loaded.model.predict(images, verbose=0), expected)
 
 
+@pytest.mark.integration
 def test_networks_that_timm_lacks_open_here(hub, small_model):
     """The CIFAR stem; timm is not mentioned."""
     classifier = Classifier(small_model)
@@ -366,6 +367,7 @@ def test_exports_go_along(hub, classifier, tmp_path):
     assert not {"model.onnx", "report.png"} & set(hub.files("user/beasts"))
 
 
+@pytest.mark.integration
 def test_a_repository_with_files_is_kept(hub, classifier):
     keras_resnext.push_to_hub(classifier, "user/beasts")
     before = hub.files("user/beasts")
@@ -427,6 +429,7 @@ def test_nobody_else_is_overwritten(hub, classifier, monkeypatch):
     assert set(hub.files("user/beasts")) == {"theirs.txt"}
 
 
+@pytest.mark.integration
 def test_a_lost_answer_is_not_taken_for_a_lost_push(
     hub, classifier, monkeypatch
 ):
@@ -466,6 +469,7 @@ assert "keras_resnext" not in sys.modules
     )
 
 
+@pytest.mark.integration
 def test_another_pooling_is_not_taken_for_timms(classifier, tmp_path):
     body = classifier.model
     x = keras.layers.GlobalMaxPooling2D()(
@@ -483,6 +487,7 @@ def test_another_pooling_is_not_taken_for_timms(classifier, tmp_path):
     )
 
 
+@pytest.mark.integration
 def test_odd_labels_leave_the_card_whole(tmp_path, classifier, evaluation):
     labels = ["new\nline", "a`b", "{{ x }}", "p|q", "---", "ü"]
     other = Classifier(classifier.model, labels, classifier.transform)
@@ -533,6 +538,7 @@ def test_weights_of_less_than_the_model_are_refused(written, tmp_path):
         Classifier.load(folder)
 
 
+@pytest.mark.integration
 def test_private_ones_need_a_token(hub, classifier, monkeypatch, tmp_path):
     keras_resnext.push_to_hub(classifier, "user/beasts", private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -549,6 +555,7 @@ def test_unreachable_is_one_line(classifier, monkeypatch):
         keras_resnext.push_to_hub(classifier, "user/beasts", token="hf_x")
 
 
+@pytest.mark.integration
 def test_missing_repositories_are_named(hub, classifier):
     keras_resnext.push_to_hub(classifier, "user/beasts")
     for name, message in {

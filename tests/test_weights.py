@@ -1208,6 +1208,7 @@ def test_list_of_weights(run_cli, tmp_path):
     assert "for which weights are published; got 'vgg16'" in error
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_predict_and_evaluate_published(server, run_cli, tmp_path):
     from PIL import Image
