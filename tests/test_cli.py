@@ -350,6 +350,7 @@ def test_predict_normalises_as_the_model_says(brightness, run_cli):
     assert "Input: RGB pixels, 8x8, normalized (imagenet)." in output
 
 
+@pytest.mark.integration
 def test_evaluate_normalises_as_it_is_told(brightness, run_cli):
     """135 is above half of 255, and below half once it is normalised."""
     data = brightness / "data"

@@ -969,6 +969,7 @@ def test_tflite_weights_are_aligned(crops, tmp_path):
         assert all(place % 16 == 0 for place in places)
 
 
+@pytest.mark.integration
 def test_quantized_onnx(crops, tmp_path):
     path = tmp_path / "m.onnx"
     artifact = export.to_onnx(
@@ -1328,6 +1329,7 @@ def test_images_and_labels_that_cannot_be_meant(small_model, pixels, tmp_path):
                 exporter(small_model, tmp_path / "m", labels=[*LABELS[1:], bad])
 
 
+@pytest.mark.integration
 def test_bare_networks_have_no_metadata_of_pixels(small_model, tmp_path):
     for preprocessing, pixels in (("imagenet", True), (None, False)):
         path = tmp_path / f"{pixels}.tflite"
@@ -1503,6 +1505,7 @@ def test_a_transform_with_another_normalisation(small_model, pixels, tmp_path):
     np.testing.assert_allclose(artifact.scores, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_photographs_are_turned_upright(small_model, photos, tmp_path):
     """In all eight EXIF orientations, `image_bytes` sees the same picture."""
     export.to_saved_model(small_model, tmp_path / "m")

@@ -184,9 +184,8 @@ def copied_run(toy_run, tmp_path):
     return type(toy_run)(tmp_path / "copy")
 
 
-@pytest.mark.parametrize(
-    "restart", [False, pytest.param(True, marks=pytest.mark.integration)]
-)
+@pytest.mark.integration
+@pytest.mark.parametrize("restart", [False, True])
 def test_finished_runs_are_extended(copied_run, toy_recipe, restart):
     before = copied_run.load_model().get_weights()
     recipe = copied_run.extended(5, restart_schedule=restart)

@@ -183,6 +183,7 @@ def test_block_used_twice_is_refused():
         convert_form(twice, "branches")
 
 
+@pytest.mark.integration
 def test_models_inside_sequential_models():
     inside = make(include_top=False, pooling="avg")
     inside.trainable = False
@@ -261,6 +262,7 @@ def test_settings_of_layers_survive():
     assert_same_function(model, convert_form(found, "grouped"))
 
 
+@pytest.mark.integration
 def test_what_adapted_to_data_stays_adapted():
     """Normalization computes with what it made of its weights."""
     images = np.random.default_rng(0).normal(5, 3, (8, 16, 16, 3))
@@ -277,6 +279,7 @@ def test_what_adapted_to_data_stays_adapted():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_blocks_that_are_not_the_builders_are_refused():
     model = make()
     tapped = keras.Model(

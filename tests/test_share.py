@@ -183,6 +183,7 @@ def test_pushed_opens_here(hub, classifier, evaluation):
     assert_same(model.predict(images, verbose=0), expected)
 
 
+@pytest.mark.integration
 def test_card_has_the_evaluations_numbers(hub, classifier, evaluation):
     from huggingface_hub import ModelCard
 
