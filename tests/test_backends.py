@@ -29,7 +29,7 @@ from tests.backend_process import SIZE
 from tests.backend_process import run
 from tests.conftest import randomize
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 has_torch = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -341,6 +342,46 @@ def test_model_file_opens_after_importing_the_package(tmp_path, small_model):
     for imports in ("keras, keras_resnext", "keras_resnext, keras"):
         code = f"import {imports}; keras.saving.load_model({str(path)!r})"
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.integration
+def test_other_backends_without_tensorflow(tmp_path, small_model):
+    """The same outputs on JAX, in a process that cannot import TensorFlow."""
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    np.save(tmp_path / "images.npy", images.astype("float32"))
+    small_model.save_weights(tmp_path / "small.weights.h5")
+    code = """
+import sys
+sys.modules["tensorflow"] = None
+import numpy as np
+import keras
+import keras_resnext
+assert keras.backend.backend() == "jax"
+model = keras_resnext.ResNeXt(
+    (1, 1, 1), 4, 4, stem="cifar", classes=10, input_shape=(16, 16, 3),
+    weights="small.weights.h5",
+)
+images = np.load("images.npy")
+np.save("outputs.npy", model(images))
+inputs = keras.ops.convert_to_tensor(images)
+grouped = keras_resnext.layers.GroupedConv2D(6, 3, groups=3)
+grouped.build(inputs.shape)
+import jax
+gradient = jax.grad(lambda x: (grouped(x) ** 2).sum())(inputs)
+assert np.abs(gradient).sum() > 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        cwd=tmp_path,
+        check=True,
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "outputs.npy"),
+        small_model(images),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
