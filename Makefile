@@ -80,8 +80,8 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.loc
 	  --no-annotate --output-file requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build *.egg-info .pytest_cache .ruff_cache \
-	  .import_linter_cache
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
+	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -258,6 +258,7 @@ class Classifier:
                 `preprocessing` contradicts the model.
             ConnectionError: if published weights or a repository cannot be
                 fetched.
+            PermissionError: if the Hub refuses the token.
 
         Example:
 

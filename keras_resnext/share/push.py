@@ -166,7 +166,7 @@ def check_target(
 def _check_name(repository):
     """Owner and name of a repository."""
     target = parse_repository(repository)
-    if "@" in repository:
+    if "@" in str(repository):
         raise ValueError(
             "`repository` must be user/name, without a revision; got "
             f"{repository!r}."

@@ -67,7 +67,19 @@ class Repository(typing.NamedTuple):
 
 
 def is_repository(source: object) -> bool:
-    """Whether a source of weights is meant as a repository of the Hub."""
+    """Whether a source of weights is meant as a repository of the Hub.
+
+    Args:
+        source: What a caller gave, of any type.
+
+    Returns:
+        Whether it is a string that starts with `hf://`.
+
+    Example:
+
+    >>> is_repository("hf://user/name"), is_repository("imagenet")
+    (True, False)
+    """
     return isinstance(source, str) and source.startswith(HUB_SCHEME)
 
 
