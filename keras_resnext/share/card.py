@@ -18,37 +18,37 @@ _PAPER = "https://arxiv.org/abs/1611.05431"
 _MOST_LABELS = 20
 
 _TEMPLATE = """---
-{{ card_data }}
+{card_data}
 ---
 
-# {{ title }}
+# {title}
 
-{{ summary }}
+{summary}
 
-{{ description }}
+{description}
 
 ## Open it
 
-{{ usage }}
+{usage}
 
 ## Its input
 
-{{ transform }}
+{transform}
 
 ## Evaluation
 
-{{ evaluation }}
+{evaluation}
 
 ## Files
 
-{{ files }}
+{files}
 
 ## Licence and source
 
-{{ license_text }}
+{license_text}
 
-The network is described in [Xie et al., arXiv 1611.05431]({{ paper }}).
-Written by keras_resnext {{ version }}.
+The network is described in [Xie et al., arXiv 1611.05431]({paper}).
+Written by keras_resnext {version}.
 """
 
 
@@ -118,7 +118,6 @@ def write_card(
         The text of `README.md`.
     """
     require("huggingface_hub", extra="weights", purpose="A model card")
-    from huggingface_hub import ModelCard
     from huggingface_hub import ModelCardData
 
     name = repository.rpartition("/")[2]
@@ -132,27 +131,23 @@ def write_card(
         metrics=["accuracy"] if evaluation else None,
         eval_results=_results(evaluation),
     )
-    card = str(
-        ModelCard.from_template(
-            data,
-            template_str=_TEMPLATE,
-            title=name,
-            summary=_summary(classifier),
-            description=description.strip(),
-            usage=_usage(repository, opens_in_timm),
-            transform=_transform(
-                classifier.require_transform(),
-                report,
-                classifier.model.layers[1].compute_dtype,
-            ),
-            evaluation=_evaluation(evaluation),
-            files=_files(files, report),
-            license_text=_license(license, classifier.record),
-            paper=_PAPER,
-            version=__version__,
-        )
+    return _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        title=name,
+        summary=_summary(classifier),
+        description=description.strip(),
+        usage=_usage(repository, opens_in_timm),
+        transform=_transform(
+            classifier.require_transform(),
+            report,
+            classifier.model.layers[1].compute_dtype,
+        ),
+        evaluation=_evaluation(evaluation),
+        files=_files(files, report),
+        license_text=_license(license, classifier.record),
+        paper=_PAPER,
+        version=__version__,
     )
-    return f"{card.rstrip()}\n"
 
 
 def _dataset(evaluation):
