@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,6 +20,9 @@ import numpy as np
 from keras_resnext import imagenet
 from keras_resnext.extras import first_line
 from keras_resnext.files import staged
+from keras_resnext.images import IMAGE_SUFFIXES
+from keras_resnext.images import MAX_PIXELS
+from keras_resnext.images import check_max_pixels
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
@@ -26,7 +30,6 @@ from keras_resnext.inspection import input_kind
 from keras_resnext.names import CLASSIFIER
 from keras_resnext.names import join_shapes
 from keras_resnext.resnext import ResNeXt
-from keras_resnext.transforms import IMAGE_SUFFIXES
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
 from keras_resnext.weights import get_weights
@@ -460,6 +463,7 @@ class Classifier:
         batch_size: int = 32,
         *,
         on_bad_image: str = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> list[Prediction]:
         """Classify images.
 
@@ -473,6 +477,8 @@ class Classifier:
             on_bad_image: `"error"`, or `"skip"` to go on after a file that
                 cannot be read; its `Prediction` says why. Defaults to
                 `"error"`.
+            max_pixels: Most pixels that an image file may have, see
+                `keras_resnext.images`. Defaults to 178,956,970.
 
         Returns:
             A list with a `Prediction` for each image, in order.
@@ -487,7 +493,12 @@ class Classifier:
         ...     print(prediction.name, prediction.label)
         """
         return list(
-            self.iter_predictions(images, batch_size, on_bad_image=on_bad_image)
+            self.iter_predictions(
+                images,
+                batch_size,
+                on_bad_image=on_bad_image,
+                max_pixels=max_pixels,
+            )
         )
 
     def iter_predictions(
@@ -496,6 +507,7 @@ class Classifier:
         batch_size: int = 32,
         *,
         on_bad_image: str = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Prediction]:
         """What `predict` returns, one image after another; see there.
 
@@ -508,12 +520,14 @@ class Classifier:
                 f"`batch_size` must be 1 or more; got {batch_size}."
             )
         check_on_bad_image(on_bad_image)
-        items = named_images(images)
-        return self._predict(items, batch_size, on_bad_image)
+        check_max_pixels(max_pixels)
+        read = functools.partial(self.transform, max_pixels=max_pixels)
+        batches = read_ahead(read, named_images(images), batch_size)
+        return self._predict(batches, on_bad_image)
 
-    def _predict(self, items, batch_size, on_bad_image):
+    def _predict(self, batches, on_bad_image):
         """Classify batches while the next one is being read."""
-        for names, inputs in read_ahead(self.transform, items, batch_size):
+        for names, inputs in batches:
             errors = [x if isinstance(x, Exception) else None for x in inputs]
             if on_bad_image == "error":
                 for error in filter(None, errors):

@@ -15,11 +15,11 @@ def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     layout once instead of in every call. On a CPU with AVX-512 that saves 14 %
     at batch 1 (40 % in mixed bfloat16), nothing at batch 8 in float32
     (`benchmarks/NOTES.md`).
-    Pass it the result of `fold_batch_norm`. Tracing takes seconds, and the
-    memory of several copies of the weights.
-
-    Each new shape of images is traced once. Later changes of the model's
-    weights have no effect.
+    Pass it the result of `fold_batch_norm`. The first call traces it, which
+    takes seconds and the memory of several copies of the weights. So does the
+    first call with another batch size, whose graph serves all others, and the
+    first with another height or width. Later changes of the model's weights
+    have no effect.
 
     Args:
         model: A `keras.Model` with one input.
@@ -29,7 +29,7 @@ def inference_function(model: keras.Model) -> Callable[[Any], Any]:
         width, channels)`, to the model's outputs in inference.
 
     Raises:
-        ValueError: if `model` is not a built `keras.Model`.
+        ValueError: if `model` is not a built `keras.Model` with one input.
         ImportError: if Keras runs on another backend than TensorFlow.
 
     Example:
@@ -40,8 +40,12 @@ def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     TensorShape([1, 1000])
     """
     require_tensorflow("`inference_function`")
-    if not isinstance(model, keras.Model) or not model.built:
-        raise ValueError(f"`model` must be a built keras.Model; got {model!r}.")
+    inputs = getattr(model, "inputs", None) or ()
+    if not isinstance(model, keras.Model) or len(inputs) != 1:
+        raise ValueError(
+            "`model` must be a built keras.Model with one input; got "
+            f"{model!r}."
+        )
 
     import tensorflow as tf
 
@@ -50,7 +54,8 @@ def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     trainable = [_array(v) for v in model.trainable_variables]
     others = [_array(v) for v in model.non_trainable_variables]
 
-    @tf.function(autograph=False)
+    # A graph for each shape would hold the weights as often.
+    @tf.function(autograph=False, reduce_retracing=True)
     def infer(images):
         outputs, _ = model.stateless_call(
             [tf.constant(array) for array in trainable],

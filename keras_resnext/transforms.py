@@ -1,48 +1,26 @@
-"""From image files to a network's input: one rule, in Pillow and TensorFlow.
-
-`EvalTransform` is the rule. `read_image` and `decode` read the same pixels
-from a file, the one with Pillow, the other inside a TensorFlow graph; both
-turn them upright as the file's EXIF orientation says.
-"""
+"""From images to a network's input: one rule, in Pillow and TensorFlow."""
 
 import dataclasses
-import io
 import math
 import numbers
 import operator
 import os
-import struct
 from typing import Any
 
 import numpy as np
 
-from keras_resnext.exif import exif_orientation
-from keras_resnext.exif import read_orientation
-from keras_resnext.exif import turn
-from keras_resnext.exif import upright
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
-
-# Of the files that both `read_image` and `decode` read.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-
-# The decoding that Pillow and torchvision use. TensorFlow's default saves a
-# twentieth of the time and is off by up to 16 levels.
-JPEG_METHOD = "INTEGER_ACCURATE"
-
-# A WebP file with alpha: the flags of the extended format, or the header of
-# the simple lossless one. TensorFlow decodes these to four channels only.
-_WEBP_WITH_ALPHA = (
-    r"RIFF\C{4}WEBP"
-    r"(VP8X\C{4}[\x10-\x1f\x30-\x3f]|VP8L\C{4}/\C{3}[\x10-\x1f])\C*"
-)
-
-# A BMP file of one byte a pixel, not compressed. TensorFlow returns the bytes,
-# whatever colours its palette gives them.
-_BMP_WITH_PALETTE = r"BM\C{26}\x08\x00\x00{4}\C*"
+from keras_resnext.images import MAX_PIXELS
+from keras_resnext.images import read_picture
+from keras_resnext.images import to_upright_rgb
 
 # TensorFlow's names of Pillow's filters; "keyscubic" has the same a = -0.5.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+
+# Longer side by shorter from which only the middle is resized, not the whole,
+# which would have 100 times the pixels of a square, or 100,000 times.
+_LONG = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +30,9 @@ class EvalTransform:
     The shorter side is resized to `resize_size`, the centre cropped to
     `image_size`, and the pixels normalised: what torchvision and timm do when
     they evaluate. Called with an image it gives the network's input, equal to
-    theirs bit for bit; `pixels_in_graph` and `normalize_in_graph` do the same
-    in TensorFlow, to within one level of 255 in a few pixels of a thousand.
+    theirs bit for bit (but for JPEGs of 16 times `resize_size` and more, see
+    `shrink_to`); `pixels_in_graph` and `normalize_in_graph` do the same in
+    TensorFlow, to within one level of 255 in a few pixels of a thousand.
 
     Args:
         image_size: Side of the square that the network sees, in pixels.
@@ -209,11 +188,24 @@ class EvalTransform:
             )
         return cls(**config)
 
-    def __call__(self, image: Any) -> np.ndarray:
+    @property
+    def shrink_to(self) -> int:
+        """What the shorter side of a large JPEG keeps when it is decoded.
+
+        Eight times `resize_size`, of which nothing is left to see after the
+        resize, see `keras_resnext.images.read_picture`. It bounds the memory
+        of a file that claims to be huge.
+        """
+        return 8 * self.resize_size
+
+    def __call__(
+        self, image: Any, *, max_pixels: int = MAX_PIXELS
+    ) -> np.ndarray:
         """An image as the network's input.
 
         Args:
             image: See `pixels`.
+            max_pixels: See `pixels`.
 
         Returns:
             float32 array `(image_size, image_size, 3)`.
@@ -225,14 +217,17 @@ class EvalTransform:
 
         >>> batch = np.stack([transform(path) for path in paths])
         """
-        return self.normalize(self.pixels(image))
+        return self.normalize(self.pixels(image, max_pixels=max_pixels))
 
-    def pixels(self, image: Any) -> np.ndarray:
+    def pixels(self, image: Any, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """An image resized and cropped, with Pillow.
 
         Args:
             image: uint8 array `(height, width, 3)` of RGB, a Pillow image, or
-                what `read_image` takes. All but arrays are turned upright.
+                what `keras_resnext.images.read_image` takes. All but arrays
+                are turned upright.
+            max_pixels: Most pixels that an image file may have. Defaults to
+                178,956,970, Pillow's limit.
 
         Returns:
             uint8 array `(image_size, image_size, 3)` of RGB.
@@ -247,19 +242,44 @@ class EvalTransform:
         """
         from PIL import Image
 
-        picture = _as_picture(image)
+        picture = self._as_picture(image, max_pixels)
         width, height = picture.size
         # The longer side is rounded down, the crop's corner to the nearest.
         if width <= height:
             size = (self.resize_size, int(self.resize_size * height / width))
         else:
             size = (int(self.resize_size * width / height), self.resize_size)
-        if size != picture.size:
-            resampling = Image.Resampling[self.interpolation.upper()]
-            picture = picture.resize(size, resampling)
         left, top = (round((side - self.image_size) / 2) for side in size)
         right, bottom = left + self.image_size, top + self.image_size
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if max(size) > _LONG * min(size):
+            x, y = width / size[0], height / size[1]
+            box = left * x, top * y, right * x, bottom * y
+            square = self.image_size, self.image_size
+            return np.array(picture.resize(square, resampling, box))
+        if size != picture.size:
+            picture = picture.resize(size, resampling)
         return np.array(picture.crop((left, top, right, bottom)))
+
+    def _as_picture(self, image, max_pixels):
+        """Any kind of image as an upright Pillow image of RGB."""
+        from PIL import Image
+
+        encoded = (str, os.PathLike, bytes, bytearray, memoryview)
+        if isinstance(image, encoded) or hasattr(image, "read"):
+            return read_picture(
+                image, max_pixels=max_pixels, shrink_to=self.shrink_to
+            )
+        if isinstance(image, Image.Image):
+            return to_upright_rgb(image)
+        image = np.asarray(image)
+        of_pixels = image.dtype == np.uint8 and image.ndim == 3 and image.size
+        if not of_pixels or image.shape[2] != 3:
+            raise ValueError(
+                "`image` must be uint8 (height, width, 3); got "
+                f"{image.dtype} {image.shape}."
+            )
+        return Image.fromarray(image)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as the network's input: `(pixels / 255 - mean) / std`.
@@ -299,7 +319,8 @@ class EvalTransform:
 
         Example:
 
-        >>> transform.pixels_in_graph(decode(encoded)).shape
+        >>> image = decode(encoded, shrink_to=transform.shrink_to)
+        >>> transform.pixels_in_graph(image).shape
         TensorShape([224, 224, 3])
         """
         import tensorflow as tf
@@ -308,24 +329,26 @@ class EvalTransform:
         sides = tf.shape(image)[:2]
         sides = self.resize_size * sides // tf.reduce_min(sides)
         for axis in (1, 0):  # the width first, as Pillow does
-            image = self._resize_axis(image, axis, sides[axis])
+            # The operation makes a float32 copy of what it does not shrink
+            # first, the rows; turned, that copy is small.
+            image = tf.transpose(image, (1, 0, 2))
+            image = self._resize_rows(image, sides[axis])
         return tf.ensure_shape(image, (self.image_size, self.image_size, 3))
 
-    def _resize_axis(self, image, axis, side):
-        """The middle of one axis resized to `side`, in whole levels."""
+    def _resize_rows(self, image, side):
+        """The middle of the first axis resized to `side`, in whole levels."""
         import tensorflow as tf
 
-        corner = tf.round((side - self.image_size) / 2)
-        sides = tf.shape(image)[:2]
-        scale = tf.cast(side, tf.float32) / tf.cast(sides[axis], tf.float32)
-        chosen = tf.range(2) == axis
+        corner = tf.cast(tf.round((side - self.image_size) / 2), tf.float32)
+        rows, columns = tf.unstack(tf.shape(image)[:2])
+        scale = tf.cast(side, tf.float32) / tf.cast(rows, tf.float32)
         # The operation behind `tf.image.resize`, which has no offset: what
         # the crop leaves out is never made, however long the image is.
         resized = tf.raw_ops.ScaleAndTranslate(
             images=image[None],
-            size=tf.where(chosen, self.image_size, sides),
-            scale=tf.where(chosen, scale, 1.0),
-            translation=tf.where(chosen, -tf.cast(corner, tf.float32), 0.0),
+            size=[self.image_size, columns],
+            scale=[scale, 1.0],
+            translation=[-corner, 0.0],
             kernel_type=_KERNELS[self.interpolation],
             antialias=True,
         )[0]
@@ -404,104 +427,6 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     return (keras.ops.cast(x, "float32") - mean) / std
 
 
-def read_image(source: Any) -> np.ndarray:
-    """Read an image with Pillow, turned upright.
-
-    Only the EXIF orientation of JPEG, PNG and WebP files counts, where it is
-    well formed: `decode` knows no other. Pillow's `exif_transpose` also reads
-    it from XMP and from entries of the wrong type.
-
-    Args:
-        source: Path of an image file, its content as bytes, or a binary file
-            object. JPEG, PNG, GIF (the first frame), BMP, WebP, and what
-            else Pillow reads.
-
-    Returns:
-        uint8 array `(height, width, 3)` of RGB.
-
-    Raises:
-        ValueError: if it is not an image that can be read.
-
-    Example:
-
-    >>> read_image("photo.jpg").shape
-    (3024, 4032, 3)
-    """
-    return np.array(_read_picture(source))
-
-
-def decode(encoded: Any) -> Any:
-    """Decode an image in a TensorFlow graph, turned upright.
-
-    Args:
-        encoded: String tensor, scalar: a JPEG, PNG, GIF (the first frame),
-            BMP or WebP file. TensorFlow decodes no WebP animations without
-            alpha.
-
-    Returns:
-        uint8 tensor `(height, width, 3)` of RGB.
-
-    Raises:
-        tf.errors.InvalidArgumentError: when it runs, if it is not an image.
-
-    Example:
-
-    >>> decode(tf.io.read_file("photo.jpg")).dtype
-    tf.uint8
-    """
-    import tensorflow as tf
-
-    encoded = tf.convert_to_tensor(encoded)
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, 3, dct_method=JPEG_METHOD),
-        lambda: _decode_other(encoded),
-    )
-    image = tf.ensure_shape(image, (None, None, 3))
-    return upright(image, exif_orientation(encoded))
-
-
-def _decode_other(encoded):
-    """Decode an image that is no JPEG, without its alpha."""
-    import tensorflow as tf
-
-    def decoded(channels):
-        return tf.io.decode_image(encoded, channels, expand_animations=False)
-
-    def starts_as(pattern):
-        start = tf.strings.substr(encoded, 0, 64)
-        return tf.strings.regex_full_match(start, pattern)
-
-    return tf.case(
-        [
-            (starts_as(_WEBP_WITH_ALPHA), lambda: decoded(4)[..., :3]),
-            (
-                starts_as(_BMP_WITH_PALETTE),
-                lambda: tf.gather(
-                    _bmp_palette(encoded), tf.cast(decoded(3)[..., 0], tf.int32)
-                ),
-            ),
-        ],
-        default=lambda: decoded(3),
-    )
-
-
-def _bmp_palette(encoded):
-    """The colours of a BMP file's palette, RGB `(colours, 3)`."""
-    import tensorflow as tf
-
-    header = tf.io.decode_raw(tf.strings.substr(encoded, 0, 18), tf.int16)
-    # Between the header, whose size is at byte 14, and the pixels, which
-    # begin where bytes 10 to 13 say.
-    start, stop = (
-        14 + tf.cast(header[7], tf.int32),
-        tf.cast(header[5], tf.int32),
-    )
-    palette = tf.strings.substr(encoded, start, stop - start)
-    colors = tf.reshape(tf.io.decode_raw(palette, tf.uint8), (-1, 4))
-    return colors[:, 2::-1]  # stored as BGR and a filler
-
-
 def _positive_integer(name, value):
     """An argument as an int, or ValueError."""
     is_integer = isinstance(value, numbers.Integral)
@@ -521,72 +446,3 @@ def _three_numbers(name, value):
             f"`{name}` must be three finite numbers; got {value!r}."
         )
     return found
-
-
-def _read_picture(source):
-    """What `read_image` reads, as a Pillow image."""
-    from PIL import Image
-
-    name = "the image"
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        source = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    elif hasattr(source, "read"):
-        name = getattr(source, "name", name)
-    else:
-        raise ValueError(
-            "`source` must be a path, bytes or a file object; got "
-            f"{type(source).__name__}."
-        )
-    try:
-        with Image.open(source) as image:
-            return _upright_rgb(image)
-    except Image.UnidentifiedImageError as error:
-        # Its own message names the object that was read.
-        raise ValueError(
-            f"`source` must be an image file; {name}: unknown format."
-        ) from error
-    # SyntaxError is what Pillow has for damaged PNG files.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(
-            f"`source` must be an image file; {name}: {error}."
-        ) from error
-
-
-def _as_picture(image):
-    """Any kind of image as an upright Pillow image of RGB."""
-    from PIL import Image
-
-    encoded = (str, os.PathLike, bytes, bytearray, memoryview)
-    if isinstance(image, encoded) or hasattr(image, "read"):
-        return _read_picture(image)
-    if isinstance(image, Image.Image):
-        return _upright_rgb(image)
-    image = np.asarray(image)
-    of_pixels = image.dtype == np.uint8 and image.ndim == 3 and image.size
-    if not of_pixels or image.shape[2] != 3:
-        raise ValueError(
-            "`image` must be uint8 (height, width, 3); got "
-            f"{image.dtype} {image.shape}."
-        )
-    return Image.fromarray(image)
-
-
-def _upright_rgb(image):
-    """A Pillow image as RGB, turned upright."""
-    from PIL import Image
-
-    # Before the pixels are loaded: a PNG's eXIf chunk behind them is left
-    # out, as it is in a graph.
-    exif = image.info.get("exif", b"")
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, of which Pillow's conversion clips all above 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-    return turn(image.convert("RGB"), read_orientation(exif))

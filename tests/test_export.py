@@ -681,6 +681,42 @@ def test_saved_model_reads_pictures_as_evaluation_does(
     )
 
 
+def test_bad_pictures_harm_no_others(small_model, photos, tmp_path):
+    export.to_saved_model(
+        small_model, tmp_path / "m", labels=LABELS, top=2, max_pixels=40_000
+    )
+    serve = tf.saved_model.load(tmp_path / "m").signatures["image_bytes"]
+    good = encoded(photos[:4], "PNG")
+    alone = serve(image_bytes=tf.constant(good))
+    assert alone["valid"].numpy().all()
+    large = encoded([np.zeros((201, 200, 3), "uint8")], "PNG")
+    bad = [b"", b"no picture", good[0][:-30], *large]
+    files = [bad[0], *good[:2], *bad[1:3], good[2], bad[3], good[3]]
+    together = serve(image_bytes=tf.constant(files))
+    valid = together["valid"].numpy()
+    assert valid.tolist() == [file in good for file in files]
+    nothing = {tf.string: b"", tf.int32: -1, tf.float32: 0, tf.bool: False}
+    for name, answers in together.items():
+        if answers.dtype == tf.float32:  # another batch, another order of sums
+            np.testing.assert_allclose(answers[valid], alone[name], rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(answers[valid], alone[name])
+        assert (answers[~valid].numpy() == nothing[answers.dtype]).all()
+    for files in bad[:1], []:
+        answers = serve(image_bytes=tf.constant(files, tf.string))
+        assert answers["valid"].numpy().tolist() == [False] * len(files)
+        assert not answers["probabilities"].numpy().any()
+
+
+@pytest.mark.parametrize("folder", ["br[1]", "a\\b"])
+def test_folders_that_tensorflow_cannot_read(small_model, tmp_path, folder):
+    with pytest.raises(ValueError, match="`path` must not have"):
+        export.to_saved_model(small_model, tmp_path / folder / "m")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="`max_pixels` must be a positive"):
+        export.to_saved_model(small_model, tmp_path / "m", max_pixels=0)
+
+
 def test_a_network_that_takes_no_squares(tmp_path):
     model = keras.Sequential(
         [

@@ -51,13 +51,32 @@ def test_weights_are_constants():
     )
 
 
-def test_shapes_are_traced_once():
+def test_shapes_share_graphs():
+    """Each graph has the weights: fifty would have fifty copies."""
     model = make()
     infer = inference_function(model)
-    for _ in range(2):
-        for batch in (1, 2):
-            infer(tf.constant(images(batch, 16, 16, 3)))
-    assert infer.experimental_get_tracing_count() == 2
+    sizes = [(batch, 16, 16) for batch in range(1, 6)]
+    sizes += [(2, side, 24) for side in (17, 20)] + [(3, 16, 9), (1, 16, 16)]
+    for size in sizes:
+        pixels = images(*size, 3)
+        np.testing.assert_allclose(
+            infer(tf.constant(pixels)),
+            model(pixels, training=False),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    # The first shape, any batch size, any size.
+    assert infer.experimental_get_tracing_count() == 3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
+def test_other_types_of_images(dtype):
+    model = make()
+    pixels = (50 * images(1, 16, 16, 3)).astype(dtype)
+    expected = model(pixels.astype("float32"), training=False)
+    infer = inference_function(model)
+    for given in pixels, tf.constant(pixels):
+        np.testing.assert_allclose(infer(given), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mixed_bfloat16():

@@ -36,6 +36,14 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that the model sees at once.")
     ] = 32,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most pixels that an image may have; one with more is not "
+            "read. Defaults to 178956970, Pillow's limit.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list instead.")
     ] = False,
@@ -53,6 +61,7 @@ def predict(
     start_tensorflow()
     from keras_resnext.classifier import Classifier
     from keras_resnext.classifier import list_images
+    from keras_resnext.images import MAX_PIXELS
 
     sources = [
         source
@@ -75,7 +84,10 @@ def predict(
     with progress_bar("images") as bar:
         for prediction in bar.track(
             classifier.iter_predictions(
-                sources, batch_size, on_bad_image="skip"
+                sources,
+                batch_size,
+                on_bad_image="skip",
+                max_pixels=max_pixels or MAX_PIXELS,
             ),
             total=len(sources),
         ):

@@ -17,9 +17,11 @@ from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import verify
+from keras_resnext.images import MAX_PIXELS
+from keras_resnext.images import check_max_pixels
+from keras_resnext.images import decode
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import decode
 
 
 def to_saved_model(
@@ -32,6 +34,7 @@ def to_saved_model(
     top: int = 5,
     images: np.ndarray | None = None,
     limits: Limits | None = None,
+    max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
 ) -> Artifact:
     """Export a model to a SavedModel that loads with TensorFlow alone.
@@ -43,13 +46,17 @@ def to_saved_model(
     |---|---|
     | `serving_default` | `image`, float32 `(batch, height, width, channels)` |
     | `image_uint8` | `image`, the same as uint8, a quarter of the bytes |
-    | `image_bytes` | `image_bytes`, strings `(batch,)`: JPEG, PNG, GIF or BMP |
+    | `image_bytes` | `image_bytes`, strings `(batch,)`: files, see |
+    | | `keras_resnext.images` |
 
     All return `probabilities` `(batch, classes)`; `logits`, `scores` or
     `features` if the model ends in those; several outputs, and those of a
     dict, by their own names. A classifier also returns `top_indices`,
     `top_scores` and, with labels, `top_labels`, each `(batch, top)`, best
-    class first. Labels and transform are stored as `assets/labels.txt` and
+    class first. `image_bytes` also returns `valid`, bool `(batch,)`: false for
+    a file that is no image or has more than `max_pixels`, whose scores are 0,
+    indices -1 and labels empty; the other files are answered all the same.
+    Labels and transform are stored as `assets/labels.txt` and
     `assets/transform.json` too.
 
     Args:
@@ -77,6 +84,8 @@ def to_saved_model(
             drawn ones, see `drawings`.
         limits: How far the outputs may be from Keras'. Defaults to
             `keras_resnext.export.verify.LIMITS[None]`.
+        max_pixels: Most pixels that a file for `image_bytes` may have.
+            Decoding takes 6 bytes for each. Defaults to 178,956,970.
         overwrite: Whether to replace an existing SavedModel. Defaults to
             `False`.
 
@@ -101,9 +110,10 @@ def to_saved_model(
     session = Session.of(model, preprocessing, labels, transform, images)
     if type(top) is not int or top < 1:
         raise ValueError(f"`top` must be 1 or more; got {top!r}.")
+    check_max_pixels(max_pixels)
     limits = check_limits(limits, None)
     with staged_artifact(path, "savedmodel", overwrite=overwrite) as new:
-        _Serving(session, top).save(new)
+        _Serving(session, top, max_pixels).save(new)
         return verify(session, new, path, "savedmodel", None, limits)
 
 
@@ -148,8 +158,9 @@ def _check_operations(function):
 class _Serving(tf.Module):
     """The signatures of a served model."""
 
-    def __init__(self, session, top):
+    def __init__(self, session, top, max_pixels):
         super().__init__()
+        self._max_pixels = max_pixels
         self._graph, self._transform = session.graph, session.transform
         self._top, self._classifies = top, session.classifies
         self._labels = tuple(session.labels or ())
@@ -203,12 +214,48 @@ class _Serving(tf.Module):
         return self.pixels(tf.cast(image, tf.float32))
 
     def _serve_bytes(self, image_bytes):
-        return self.pixels(
-            tf.map_fn(
-                lambda encoded: self._transform.pixels_in_graph(
-                    decode(encoded)
-                ),
-                image_bytes,
-                fn_output_signature=tf.float32,
-            )
+        pixels, valid = self._read_all(image_bytes)
+        outputs = self.pixels(pixels)
+        answers = {
+            name: _where_valid(valid, output)
+            for name, output in outputs.items()
+        }
+        return answers | {"valid": valid}
+
+    def _read_all(self, encoded):
+        """The pixels of files, zeros for bad ones, and which are good.
+
+        A graph has no exceptions; only a pipeline goes on after an error.
+        """
+        count, size = tf.size(encoded, tf.int64), self._transform.image_size
+        files = tf.data.Dataset.from_tensor_slices(encoded).enumerate()
+        pictures = files.map(
+            lambda number, file: (number, self._read(file)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        ).ignore_errors()
+        # One more, because there may be no other.
+        blank = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3))))
+        numbers, pixels = (
+            pictures.concatenate(blank).batch(count + 1).get_single_element()
         )
+
+        def in_place(values):
+            rows = tf.concat([[count + 1], tf.shape(values, tf.int64)[1:]], 0)
+            return tf.scatter_nd(numbers[:, None], values, rows)[:-1]
+
+        return in_place(pixels), in_place(tf.ones_like(numbers)) > 0
+
+    def _read(self, encoded):
+        image = decode(
+            encoded,
+            max_pixels=self._max_pixels,
+            shrink_to=self._transform.shrink_to,
+        )
+        return self._transform.pixels_in_graph(image)
+
+
+def _where_valid(valid, output):
+    """An output with zeros for invalid pictures, and no class: -1 and ""."""
+    nothing = {tf.string: "", tf.int32: -1}.get(output.dtype, 0)
+    each = tf.reshape(valid, [-1] + [1] * (output.shape.rank - 1))
+    return tf.where(each, output, tf.cast(nothing, output.dtype))

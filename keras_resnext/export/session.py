@@ -340,8 +340,18 @@ class Session:
 
 
 def check_path(path, format) -> None:
-    """Refuse to replace what is not a file of this format."""
+    """Refuse to replace what is not a file of this format.
+
+    Raises:
+        ValueError: if no file of this format can be read from there.
+        FileExistsError: if there is something else.
+    """
     path = pathlib.Path(path)
+    if format == "savedmodel" and {"[", "\\"} & {*path.as_posix()}:
+        raise ValueError(
+            "`path` must not have [ or \\, because TensorFlow takes them for "
+            f"a pattern and cannot load a SavedModel from there; got {path}."
+        )
     if path.exists() and path.is_dir() != (format == "savedmodel"):
         raise FileExistsError(
             f"`path` must be free or hold {format} to replace; {path} is a "

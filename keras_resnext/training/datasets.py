@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from keras_resnext.extras import first_line
 from keras_resnext.extras import suggest
+from keras_resnext.images import decode
 from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
 from keras_resnext.training.folder_check import check_folder
@@ -18,7 +19,6 @@ from keras_resnext.training.folders import VAL_SPLITS
 from keras_resnext.training.folders import ImageFolder
 from keras_resnext.training.folders import open_folder
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import decode
 
 _SHUFFLE_BUFFER = 4096  # images
 HELD_OUT = "held_out"  # the split that `val_fraction` makes
@@ -300,7 +300,9 @@ class ImageData:
         """
         return self.encoded(split, names=names).map(
             lambda name, encoded, label: (
-                transform.pixels_in_graph(decode(encoded)),
+                transform.pixels_in_graph(
+                    decode(encoded, shrink_to=transform.shrink_to)
+                ),
                 label,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_resnext.images import IMAGE_SUFFIXES
 from keras_resnext.training.folders import VAL_SPLITS
 from keras_resnext.training.folders import ImageFolder
-from keras_resnext.transforms import IMAGE_SUFFIXES
 
 _SHOWN = 5  # names in a line
 _PIECE = 4096  # bytes

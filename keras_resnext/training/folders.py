@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_resnext.files import staged
-from keras_resnext.transforms import IMAGE_SUFFIXES
+from keras_resnext.images import IMAGE_SUFFIXES
 
 # The validation split's name, by preference. ImageNet's "test" has no labels,
 # so it comes last.

@@ -10,22 +10,29 @@ from keras_resnext.exif import exif_orientation
 from keras_resnext.exif import stored_window
 from keras_resnext.exif import upright
 from keras_resnext.exif import upright_shape
+from keras_resnext.images import JPEG_METHOD
+from keras_resnext.images import decode
+from keras_resnext.images import jpeg_shape
 from keras_resnext.training import augment
 from keras_resnext.training.datasets import ImageData
 from keras_resnext.training.recipe import Recipe
-from keras_resnext.transforms import JPEG_METHOD
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import decode
 
 _MIX = -1  # in a seed, where images have their number
 _NO_LABEL = -1  # of padding in the last batch
 
 # Traced once per process, not several times in the pipeline of each epoch.
-_traced_once = tf.function(
-    autograph=False, input_signature=[tf.TensorSpec((), tf.string)]
+_ENCODED = tf.TensorSpec((), tf.string)
+_exif_orientation = tf.function(
+    exif_orientation, autograph=False, input_signature=[_ENCODED]
 )
-_decode = _traced_once(decode)
-_exif_orientation = _traced_once(exif_orientation)
+
+
+@tf.function(
+    autograph=False, input_signature=[_ENCODED, tf.TensorSpec((), tf.int32)]
+)
+def _decode(encoded, shrink_to):
+    return decode(encoded, shrink_to=shrink_to)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +130,7 @@ class BadImages:
             return *placeholder, tf.ensure_shape(weight, ())
 
         def decodes(name, encoded, *_):
-            return tf.size(_decode(encoded)) > 0
+            return tf.size(_decode(encoded, 1)) > 0
 
         def careful(*example):
             this = tf.data.Dataset.from_tensors(example)
@@ -234,7 +241,7 @@ def _augmented(encoded, recipe, seed):
         image = _resize(window, size, recipe.interpolation)
     else:
         transform = EvalTransform.from_crop_pct(size)
-        image = transform.pixels_in_graph(_decode(encoded))
+        image = transform.pixels_in_graph(_decode(encoded, transform.shrink_to))
     image = tf.ensure_shape(image, (size, size, 3))
     if recipe.crop_padding:
         image = augment.pad_and_crop(image, recipe.crop_padding, seeds[1])
@@ -257,7 +264,7 @@ def _decode_window(encoded, smallest_area, seed):
     """A random window of an image; of a JPEG, only the window is decoded."""
 
     def jpeg():
-        shape = tf.io.extract_jpeg_shape(encoded)
+        shape = jpeg_shape(encoded)
         orientation = _exif_orientation(encoded)
         window = augment.random_window(
             [*tf.unstack(upright_shape(shape, orientation)), 3],
@@ -273,7 +280,7 @@ def _decode_window(encoded, smallest_area, seed):
         return upright(part, orientation)
 
     def other():
-        image = _decode(encoded)
+        image = _decode(encoded, tf.int32.max)
         window = augment.random_window(tf.shape(image), smallest_area, seed)
         top, left, height, width = tf.unstack(window)
         return image[top : top + height, left : left + width]
@@ -333,7 +340,9 @@ def evaluation_batches(
         image = tf.cond(
             label == _NO_LABEL,
             lambda: blank,
-            lambda: transform.pixels_in_graph(_decode(encoded)),
+            lambda: transform.pixels_in_graph(
+                _decode(encoded, transform.shrink_to)
+            ),
         )
         return (image, label, name) if with_names else (image, label)
 
