@@ -3,26 +3,52 @@
 import contextlib
 import logging
 import time
+import unicodedata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from keras_resnext.extras import require_tensorflow
 from keras_resnext.quiet import hidden_stderr
 
 SECONDS_BETWEEN_LINES = 60  # of progress, in a file
 
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
+
+def printable(text):
+    """Text without what a terminal would obey, or could not show.
+
+    Names of files, classes and data sets are strangers'. Control characters,
+    those that turn the direction of writing, and bytes that are not UTF-8
+    become their escapes; line breaks, tabs and wide spaces stay.
+    """
+    return "".join(
+        c
+        if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+class _Console(Console):
+    """A console that prints strings as they are."""
+
+    def render_str(self, text, **options):
+        return super().render_str(printable(text), **options)
+
+
+# Neither markup nor names of emoji mean anything in the name of a file.
+_PLAIN = {"soft_wrap": True, "markup": False, "emoji": False}
+console = _Console(**_PLAIN)
+errors = _Console(stderr=True, **_PLAIN)
 
 ModelArgument = Annotated[
     str,
@@ -77,13 +103,14 @@ def read_preprocessing(text):
 
 def print_error(error, label="Error: "):
     """Print an error as one line on standard error."""
-    message = escape(" ".join(str(error).split()))
-    errors.print(f"[bold red]{label}[/]{message}" if label else message)
+    message = printable(" ".join(str(error).split()))
+    errors.print(Text.assemble((label, "bold red"), message))
 
 
 class _WarningLines(logging.Handler):
     def emit(self, record):
-        errors.print(f"[yellow]Warning:[/] {escape(record.getMessage())}")
+        message = printable(record.getMessage())
+        errors.print(Text.assemble(("Warning: ", "yellow"), message))
 
 
 @contextlib.contextmanager
@@ -212,7 +239,7 @@ def print_bad_images(names):
     if names:
         console.print(
             f"{len(names)} more could not be decoded and were left out: "
-            f"{escape(', '.join(names))}."
+            f"{', '.join(names)}."
         )
 
 

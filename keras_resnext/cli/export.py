@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
+from rich.text import Text
 
 from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import ModelArgument
@@ -15,6 +15,7 @@ from keras_resnext.cli.console import PreprocessingOption
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import open_data
+from keras_resnext.cli.console import printable
 from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
@@ -142,7 +143,7 @@ def export(
             plan,
             **images,
             on_file=lambda path: status.update(
-                f"Writing and verifying {escape(str(path))}"
+                Text(f"Writing and verifying {printable(str(path))}")
             ),
         )
     _print_report(report)
@@ -226,11 +227,11 @@ def _print_report(report):
             _shown(file.peak_bytes, ".0f", 1e6),
         )
     console.print(rows)
-    console.print(f"Input: {escape(report.input)}.")
+    console.print(f"Input: {report.input}.")
     for file in report.files:
         if file.passed:
             limits = file.limits.describe()
-            console.print(f"Wrote {escape(file.path)} ({limits}).")
+            console.print(f"Wrote {file.path} ({limits}).")
 
 
 def _shown(value, form, unit=1):

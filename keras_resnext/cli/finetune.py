@@ -72,7 +72,7 @@ def finetune(
         **fields,
     )
     for line in plan.reasons:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
     if save_recipe is not None:
         plan.recipe.save(save_recipe)
         console.print(f"Wrote {save_recipe}.")

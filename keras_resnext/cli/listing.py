@@ -5,7 +5,6 @@ import functools
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
@@ -164,8 +163,8 @@ def _print_recipe(name):
         for column in rows.columns[1:]:
             column.justify = "left"
         for field in fields:
-            value = escape(str(getattr(RECIPES[name], field)))
-            rows.add_row(field, value, escape(texts[field]))
+            value = str(getattr(RECIPES[name], field))
+            rows.add_row(field, value, texts[field])
         console.print(rows)
 
 

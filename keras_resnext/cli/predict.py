@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from keras_resnext.cli.console import ModelArgument
 from keras_resnext.cli.console import PreprocessingOption
 from keras_resnext.cli.console import WeightsOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import print_error
+from keras_resnext.cli.console import printable
 from keras_resnext.cli.console import progress_bar
 from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
@@ -48,7 +48,12 @@ def predict(
         bool, typer.Option("--json", help="Print a JSON list instead.")
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV instead.")
+        bool,
+        typer.Option(
+            "--csv",
+            help="Print CSV instead. Names that a spreadsheet would take for "
+            "a formula begin with an apostrophe.",
+        ),
     ] = False,
 ):
     """Print the most probable classes of images.
@@ -127,13 +132,20 @@ def _print_csv(predictions, top):
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "label", "probability", "error"])
     for prediction in predictions:
+        name = _cell(prediction.name)
         if prediction.error:
-            writer.writerow([prediction.name, "", "", "", prediction.error])
+            writer.writerow([name, "", "", "", _cell(prediction.error)])
             continue
         for rank, (label, probability) in enumerate(prediction.top(top), 1):
             writer.writerow(
-                [prediction.name, rank, label, f"{probability:.6f}", ""]
+                [name, rank, _cell(label), f"{probability:.6f}", ""]
             )
+
+
+def _cell(text):
+    """Text that no spreadsheet takes for a formula: with an apostrophe."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _print_table(predictions, top, taken):
@@ -143,11 +155,11 @@ def _print_table(predictions, top, taken):
     for prediction in predictions:
         if prediction.error:
             continue
-        name = escape(prediction.name)
+        name = prediction.name
         for label, probability in prediction.top(top):
-            rows.add_row(name, escape(label), f"{probability:.4f}")
+            rows.add_row(name, label, f"{probability:.4f}")
             name = ""
         rows.add_section()
     if rows.row_count:
         console.print(rows)
-        console.print(f"Input: {escape(taken)}.")
+        console.print(f"Input: {taken}.")

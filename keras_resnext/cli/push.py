@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import ModelArgument
@@ -123,4 +122,4 @@ def push(
         **target,
     )
     done = "Wrote" if dry_run else "Pushed"
-    console.print(f"{done} {escape(place)}.")
+    console.print(f"{done} {place}.")

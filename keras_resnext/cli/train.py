@@ -183,7 +183,7 @@ def _print_start(plan, data):
     """The recipe, and what is odd about the data."""
     console.print(plan)
     for line in data.check():
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def _print_result(run):

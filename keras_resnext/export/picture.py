@@ -28,7 +28,8 @@ def draw_report(report, path) -> None:
     bars, cells = 0.8 + 0.3 * max(1, len(passed)), 0.6 + 0.25 * rows
     figure = Figure(figsize=(13, bars + cells), layout="constrained")
     figure.suptitle(
-        f"{report.model}: {report.images} images, {report.threads} threads"
+        f"{report.model}: {report.images} images, {report.threads} threads",
+        parse_math=False,
     )
     upper, lower = figure.subfigures(2, height_ratios=[bars, cells])
     _draw_bars(upper, passed)

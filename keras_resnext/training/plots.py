@@ -84,13 +84,14 @@ def prediction_grid(images, labels, predictions, names, path, *, title):
             else f"{names[predicted]}, is {names[label]}",
             color="black" if right else "red",
             fontsize=9,
+            parse_math=False,
         )
         if not right:
             ax.axis("on")
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
                 spine.set(color="red", linewidth=2)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
 
 

@@ -248,7 +248,7 @@ def _draw_shares(axis, shares, title, size=1):
         vmax=1,
         interpolation="nearest",
     )
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.set(xlabel="Predicted class", ylabel="True class")
     return drawn
 
