@@ -4,6 +4,8 @@ import io
 import itertools
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -661,3 +663,77 @@ def test_hostile_files_end_soon():
         noise = rng.integers(0, 256, 60, "uint8").tobytes()
         files.append(start[rng.integers(3)] + noise + b"Exif\0\0eXIf")
     assert orientations(*files) == [1] * len(files)
+
+
+_PEAK = """
+import sys
+import tensorflow as tf
+from keras_resnext.images import decode
+from keras_resnext.transforms import EvalTransform
+
+transform = EvalTransform(image_size=224, resize_size=256)
+read_in_graph = tf.function(
+    lambda file: transform.pixels_in_graph(
+        decode(file, shrink_to=transform.shrink_to)
+    ),
+    autograph=False,
+    input_signature=[tf.TensorSpec((), tf.string)],
+)
+
+def peak():
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+how, *paths = sys.argv[1:]
+read = transform.pixels if how == "pillow" else read_in_graph
+for path in paths:
+    with open(path, "rb") as file:
+        content = file.read()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forgets the peak
+    before = peak()
+    read(content)
+    print(peak() - before)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="needs Linux' /proc"
+)
+def test_memory_of_huge_pictures(tmp_path):
+    """In units of a byte for each pixel that is decoded."""
+    small = tmp_path / "small.png"
+    small.write_bytes(encode(PHOTO, "PNG"))
+    huge = Image.new("RGB", (12_000, 12_000), (200, 30, 5))
+    huge.save(tmp_path / "huge.jpg")
+    huge.save(tmp_path / "huge.png")
+    frames = [Image.new("P", (3000, 3000), i) for i in range(40)]
+    options = {"save_all": True, "append_images": frames[1:]}
+    frames[0].save(tmp_path / "many.gif", **options)
+    del huge, frames
+    names = ("small.png", "huge.jpg", "many.gif", "huge.png")
+    pillow, graph = (
+        dict(zip(names, map(int, output.split()), strict=True))
+        for output in (
+            subprocess.run(
+                [sys.executable, "-c", _PEAK, how, *names],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=tmp_path,
+            ).stdout
+            for how in ("pillow", "graph")
+        )
+    )
+    some = 64e6  # for what does not grow with the picture
+    # Pillow has four bytes a pixel; TensorFlow three, and turns them once.
+    # 12,000 pixels are decoded as 3000, which is more than 8 times 256.
+    assert pillow["huge.jpg"] < 4 * 3000**2 + some
+    assert graph["huge.jpg"] < 6 * 3000**2 + some
+    # One frame of forty: with its palette, then RGB.
+    assert pillow["many.gif"] < 5 * 3000**2 + some
+    assert graph["many.gif"] < 7 * 3000**2 + some
+    assert 4 * 12_000**2 - some < pillow["huge.png"] < 4 * 12_000**2 + some
+    assert graph["huge.png"] < 6 * 12_000**2 + some
