@@ -166,6 +166,8 @@ def open_pth(path):
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_archive
         )
+    except (ImportError, OSError):
+        raise
     except Exception as error:  # of any type on damaged files
         # torch's own message explains how to run the code in the file.
         known = isinstance(error, ValueError)
