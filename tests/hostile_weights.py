@@ -314,20 +314,16 @@ def wide(config):
 
 
 def deep(config):
-    """Forty models, each of which calls the one inside it twice."""
-    x = keras.Input((None,), name="x")
-    inner = keras.saving.serialize_keras_object(keras.Model(x, x, name="y"))
-    for i in range(40):
-        # Where shapes are the same, Keras does not call them again.
-        x = keras.Input((1 if i == 39 else None,), name="x")
-        layer = keras.layers.ReLU(name="y")
-        outer = keras.Model(x, layer(layer(x)), name="y")
-        outer = keras.saving.serialize_keras_object(outer)
-        layers = outer["config"]["layers"]
-        calls = layers[1]["inbound_nodes"]
-        layers[1] = {**inner, "name": "y", "inbound_nodes": calls}
-        inner = outer
-    return inner
+    """Twenty models, each of which calls the one inside it twice."""
+    x = keras.Input((None,))
+    model = keras.Model(x, keras.layers.ReLU()(x))
+    for _ in range(20):
+        x = keras.Input((None,))
+        model = keras.Model(x, model(model(x)))
+    config = keras.saving.serialize_keras_object(model)
+    # Another shape than theirs: now Keras calls all of them again.
+    config["config"]["layers"][0]["config"]["batch_shape"] = (None, 1)
+    return config
 
 
 def eager(config):
