@@ -2,11 +2,14 @@
 
 import collections
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
+import textwrap
 import zipfile
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -18,7 +21,6 @@ import keras
 import numpy as np
 
 from keras_resnext import imagenet
-from keras_resnext.extras import first_line
 from keras_resnext.files import staged
 from keras_resnext.images import IMAGE_SUFFIXES
 from keras_resnext.images import MAX_PIXELS
@@ -28,10 +30,13 @@ from keras_resnext.inspection import classifies
 from keras_resnext.inspection import image_size
 from keras_resnext.inspection import input_kind
 from keras_resnext.names import CLASSIFIER
+from keras_resnext.names import NetworkName
 from keras_resnext.names import join_shapes
 from keras_resnext.resnext import ResNeXt
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import build
+from keras_resnext.weights import convert
+from keras_resnext.weights import gate
 from keras_resnext.weights import get_weights
 from keras_resnext.weights import load_weights
 from keras_resnext.weights.hub import WEIGHTS_FILE
@@ -39,14 +44,14 @@ from keras_resnext.weights.hub import fetch_repository
 from keras_resnext.weights.hub import is_repository
 from keras_resnext.weights.hub import parse_repository
 from keras_resnext.weights.load import fetch_source
-from keras_resnext.weights.read import read
+from keras_resnext.weights.read import open_weights
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.registry import WeightsRecord
 from keras_resnext.weights.timm_config import from_timm_config
 
 # In a repository: Keras' description of the model, timm's, and ours.
 CONFIG_FILE = "config.json"
-_METADATA_FILE = "keras_resnext.json"
+_FEATURES = 2048  # of the networks that timm has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +262,10 @@ class Classifier:
 
         Raises:
             ValueError: if `source` is none of these; if the run is not
-                finished; if `weights` is given and `source` is no name; if
-                `preprocessing` contradicts the model.
+                finished; if a file is damaged, or refused for what it
+                declares (see `keras_resnext.weights.gate`); if `weights` is
+                given and `source` is no name; if `preprocessing` contradicts
+                the model.
             ConnectionError: if published weights or a repository cannot be
                 fetched.
             PermissionError: if the Hub refuses the token.
@@ -345,26 +352,39 @@ class Classifier:
                 "`source` must be the folder of a training run, a .keras file "
                 f"or a model's name; {what}."
             )
-        metadata = _read_metadata(path)
-        # Its loss and optimizer may be the user's, or those of another backend.
-        model = keras.saving.load_model(path, compile=False)
-        return _name_imagenet(cls(model, **metadata))
+        try:
+            gate.check_keras(path)
+            # Its loss and optimizer may be the user's, or those of another
+            # backend.
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            return _name_imagenet(cls(model, **_read_metadata(path)))
+        except ImportError:
+            raise
+        except Exception as error:  # of any type on damaged files
+            raise ValueError(
+                f"{path} is not a .keras file of a classifier: {_reason(error)}"
+            ) from error
 
     @classmethod
     def _load_repository(cls, folder, name):
         """What `push_to_hub`, or timm, wrote for the Hugging Face Hub."""
         try:
+            gate.check_description(folder / CONFIG_FILE)
             config = json.loads((folder / CONFIG_FILE).read_bytes())
-            arrays = read(folder / WEIGHTS_FILE)
+            with open_weights(folder / WEIGHTS_FILE) as stored:
+                shapes = stored.shapes
             if "keras_resnext" in config:
                 config = config["keras_resnext"]
                 metadata = _read_config(config)
+                gate.check_described(
+                    copy.deepcopy(config["model"]), _count_values(shapes)
+                )
                 model = keras.saving.deserialize_keras_object(
                     {**config["model"], "compile_config": None}
                 )
             else:
                 theirs = from_timm_config(config)
-                _check_classes(arrays, theirs.classes)
+                _check_network(shapes, theirs)
                 size = theirs.transform.image_size
                 model = ResNeXt(
                     **theirs.network._asdict(),
@@ -375,17 +395,15 @@ class Classifier:
                     "labels": theirs.labels,
                     "transform": theirs.transform,
                 }
-            _check_complete(model, arrays)
+            _check_complete(model, shapes)
             load_weights(model, folder / WEIGHTS_FILE)
             return _name_imagenet(cls(model, **metadata))
-        # What a stranger's file may lead to.
-        except (
-            *(AttributeError, IndexError, KeyError, RecursionError),
-            *(TypeError, ValueError),
-        ) as error:
+        except ImportError:
+            raise
+        except Exception as error:  # a stranger's file may lead to any
             raise ValueError(
                 f"{name} is not a repository of this package or of timm's "
-                f"ResNets: {first_line(error)}"
+                f"ResNets: {_reason(error)}"
             ) from error
 
     @classmethod
@@ -398,12 +416,22 @@ class Classifier:
                 "`weights` must be a tag of `list_weights` or an existing "
                 f"file; got {str(path)!r}."
             )
-        arrays = read(path)
-        if CLASSIFIER not in arrays:
+        with open_weights(path) as file:
+            shapes = file.shapes
+        head = shapes.get(CLASSIFIER)
+        if not head or len(head[0]) != 2:
             raise ValueError(
-                f"`weights` must have a classifier; {path} has none."
+                f"`weights` must have a classifier; {path} has "
+                f"{head or 'none'}."
             )
-        classes = arrays[CLASSIFIER][0].shape[-1]
+        classes = head[0][-1]
+        stored = _count_values(shapes)
+        needed = gate.count_values(lambda: build(name, classes=classes))
+        if needed > gate.most_values(stored):
+            raise ValueError(
+                f"`weights` must fit {name}, which has {needed} values; {path} "
+                f"has {stored}."
+            )
         model = build(name, weights=path, classes=classes)
         return _name_imagenet(cls(model))
 
@@ -439,7 +467,9 @@ class Classifier:
             self.model.save(new)
             # A .keras file is a zip archive; Keras reads the other members.
             with zipfile.ZipFile(new, "a") as archive:
-                archive.writestr(_METADATA_FILE, json.dumps(self.to_config()))
+                archive.writestr(
+                    gate.METADATA_MEMBER, json.dumps(self.to_config())
+                )
 
     def to_config(self) -> dict[str, Any]:
         """Labels and transform as plain values that JSON can hold.
@@ -652,30 +682,47 @@ def _square_side(model):
         return None
 
 
+def _reason(error):
+    """What Keras says, in one line; it wraps errors once for each layer."""
+    said = isinstance(error, (TypeError, ValueError)) and str(error)
+    *_, innermost = (said or repr(error)).split("Exception encountered: ")
+    return textwrap.shorten(innermost, 300)
+
+
 def _read_metadata(path):
     """Labels and transform in a `.keras` file; none in one from elsewhere."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if _METADATA_FILE not in archive.namelist():
-                return {}
-            return _read_config(json.loads(archive.read(_METADATA_FILE)))
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    with zipfile.ZipFile(path) as archive:
+        if gate.METADATA_MEMBER not in archive.namelist():
+            return {}
+        return _read_config(json.loads(archive.read(gate.METADATA_MEMBER)))
+
+
+def _count_values(shapes):
+    """How many values weights have."""
+    return sum(math.prod(s) for layer in shapes.values() for s in layer)
+
+
+def _check_network(shapes, theirs):
+    """Refuse, before a network is built, the weights of another."""
+    network = theirs.network
+    depth = 3 * sum(network.depths) + 2
+    described = str(NetworkName(depth, *network[1:3]))
+    classes = theirs.classes
+    found = convert.infer_architecture(shapes)
+    if described != found:
         raise ValueError(
-            f"{path} is not a .keras file of this package: {error}"
-        ) from error
-
-
-def _check_classes(arrays, classes):
-    """Refuse, before a network is built, another number of classes."""
-    found = [array.shape[-1] for array in arrays.get(CLASSIFIER, ())[:1]]
-    if found != [classes]:
+            f"{WEIGHTS_FILE} must have the weights of {described}, which "
+            f"{CONFIG_FILE} describes; it has those of {found}."
+        )
+    head = shapes.get(CLASSIFIER)
+    if head != [(_FEATURES, classes), (classes,)]:
         raise ValueError(
             f"{WEIGHTS_FILE} must have a classifier of the {classes} classes "
-            f"that {CONFIG_FILE} names; it has {found or 'none'}."
+            f"that {CONFIG_FILE} names; it has {head or 'none'}."
         )
 
 
-def _check_complete(model, arrays):
+def _check_complete(model, actual):
     """Refuse weights that would leave some of the model's at random."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"{CONFIG_FILE} must describe a model; got {model!r}.")
@@ -686,9 +733,6 @@ def _check_complete(model, arrays):
             if layer.weights
         }
     )
-    actual = {
-        name: [x.shape for x in values] for name, values in arrays.items()
-    }
     if expected != actual:
         different = sorted(
             name

@@ -6,6 +6,9 @@ optimizers, which a subclass has to use (`OPTIMIZER_NAMES`).
 noticed by name.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 # Keras documents no other way to update a variable in one kernel
 # (`training/optimizer.py`).
 OPTIMIZER_NAMES = (
@@ -15,6 +18,8 @@ OPTIMIZER_NAMES = (
     "_momentums",  # Adam's
     "_velocities",
 )
+# Where Keras lists the variables that are not allocated yet.
+UNALLOCATED = "uninitialized_variables"
 
 
 def keras_history(tensor):
@@ -32,6 +37,24 @@ def read_tensors(tensor):
     """
     operation, node_index, _ = keras_history(tensor)
     return operation._inbound_nodes[node_index].input_tensors
+
+
+@contextlib.contextmanager
+def unallocated_variables() -> Iterator[None]:
+    """Let models that are built in the context take no memory.
+
+    They cannot be used. Keras has no public way to forget their variables, and
+    would allocate them when it next leaves a `StatelessScope`.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    before = list(global_state.get_global_attribute(UNALLOCATED) or ())
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(UNALLOCATED, before)
 
 
 def onnx_passes():

@@ -30,6 +30,8 @@ _PARTS = {
 _BLOCK = re.compile(r"layer(?P<stage>\d+)\.(?P<block>\d+)\.(?P<part>.+)")
 # In the order in which Keras lists a layer's weights.
 _VALUES = ("weight", "bias", "running_mean", "running_var")
+# Torch's axes of a kernel, in Keras' order.
+_KERAS_AXES = (2, 3, 1, 0)
 
 
 def from_torch(
@@ -56,21 +58,63 @@ def from_torch(
     >>> for name, arrays in weights.items():
     ...     model.get_layer(name).set_weights(arrays)
     """
-    weights = {}
-    for name, array in tensors.items():
+    return {
+        layer: [
+            _reordered(np.asarray(tensors[name]), "keras") for name in names
+        ]
+        for layer, names in torch_layers(tensors).items()
+    }
+
+
+def torch_layers(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names in a state dict by Keras layer.
+
+    Args:
+        names: Names as `from_torch` takes them.
+
+    Returns:
+        Layer name to the names of its tensors, in the order in which Keras
+        lists a layer's weights.
+
+    Raises:
+        ValueError: if a name is not one of `ResNet`'s.
+
+    Example:
+
+    >>> torch_layers(["fc.bias", "fc.weight"])
+    {'predictions': ['fc.weight', 'fc.bias']}
+    """
+    layers = {}
+    for name in names:
         module, _, value = name.rpartition(".")
         if value == "num_batches_tracked":
             continue
         if value not in _VALUES:
             raise ValueError(f"`tensors` must be a ResNet's; got {name!r}.")
-        layer = _keras_layer(module)
-        weights.setdefault(layer, {})[value] = _reordered(
-            np.asarray(array), "keras"
-        )
+        layers.setdefault(_keras_layer(module), {})[value] = name
     return {
         layer: [values[v] for v in _VALUES if v in values]
-        for layer, values in weights.items()
+        for layer, values in layers.items()
     }
+
+
+def keras_shape(shape: Iterable[int]) -> tuple[int, ...]:
+    """The shape that `from_torch` gives to a tensor.
+
+    Args:
+        shape: The tensor's shape.
+
+    Returns:
+        A tuple of as many numbers.
+
+    Example:
+
+    >>> keras_shape((128, 4, 3, 3))
+    (3, 3, 4, 128)
+    """
+    shape = tuple(shape)
+    axes = _KERAS_AXES if len(shape) == 4 else reversed(range(len(shape)))
+    return tuple(shape[axis] for axis in axes)
 
 
 def to_torch(
@@ -139,6 +183,35 @@ def from_keras_applications(
             arrays = [gamma, beta, mean, variance + np.float32(1e-8)]
         converted[CLASSIFIER if layer == "probs" else layer] = arrays
     return converted
+
+
+def from_keras_applications_shapes(
+    shapes: Mapping[str, list[tuple[int, ...]]],
+) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes that `from_keras_applications` would give.
+
+    Args:
+        shapes: Layer name to shapes, in the file's order.
+
+    Returns:
+        Layer name to shapes of a grouped model.
+
+    Example:
+
+    >>> shapes = {"conv2_block1_2_conv": [(3, 3, 128, 4)]}
+    >>> from_keras_applications_shapes(shapes)
+    {'conv2_block1_2_conv': [(3, 3, 4, 128)]}
+    """
+    return {
+        CLASSIFIER if layer == "probs" else layer: [
+            (*shape[:2], *reversed(shape[2:]))
+            if layer.endswith("_2_conv")
+            else shape
+            for shape in theirs
+        ]
+        for layer, theirs in shapes.items()
+        if not layer.endswith("_2_gconv")
+    }
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -228,6 +301,6 @@ def _torch_module(layer):
 def _reordered(array, layout):
     """Torch's axes begin with outputs and inputs, Keras' end with the two."""
     if array.ndim == 4:
-        axes = {"keras": (2, 3, 1, 0), "torch": (3, 2, 0, 1)}
+        axes = {"keras": _KERAS_AXES, "torch": (3, 2, 0, 1)}
         return array.transpose(axes[layout])
     return array.T

@@ -27,6 +27,7 @@ from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.files import staged
 from keras_resnext.quiet import quiet
+from keras_resnext.weights import gate
 from keras_resnext.weights.registry import WeightsRecord
 
 ATTEMPTS = 3
@@ -345,10 +346,11 @@ def _check_opens(path):
     from safetensors import safe_open
 
     try:
+        gate.check_safetensors_header(path)
         # Checks the header and the file's length.
         with safe_open(path, "numpy"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         _refuse(path, f"a safetensors file: {error}", [path, path.resolve()])
 
 

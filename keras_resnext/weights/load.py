@@ -7,7 +7,6 @@ import pathlib
 from typing import TYPE_CHECKING
 
 import ml_dtypes
-import numpy as np
 
 from keras_resnext.extras import suggest
 from keras_resnext.names import CLASSIFIER
@@ -23,7 +22,7 @@ from keras_resnext.weights.hub import fetch_repository
 from keras_resnext.weights.hub import is_repository
 from keras_resnext.weights.hub import parse_repository
 from keras_resnext.weights.read import READERS
-from keras_resnext.weights.read import read
+from keras_resnext.weights.read import open_weights
 from keras_resnext.weights.read import reader_of
 from keras_resnext.weights.read import require_torch
 from keras_resnext.weights.registry import IMAGENET
@@ -296,7 +295,8 @@ def load_weights(
             training run of this package.
 
     Raises:
-        ValueError: if `source` is none of these, does not fit the model, or
+        ValueError: if `source` is none of these, does not fit the model, is
+            refused for what it declares (see `keras_resnext.weights.gate`), or
             has values that are not finite. The model is then unchanged.
         ConnectionError: if a published file cannot be downloaded.
 
@@ -317,29 +317,33 @@ def load_weights(
     )
     path = fetch_source(source)
     dtypes = {x.variable_dtype for x in ours}
-    weights = _fitting(read(path), shapes, path, dtypes)
+    with open_weights(path) as stored:
+        weights = stored.read(_fitting(stored.shapes, shapes, path))
+    _adapt_stem(weights, shapes, path)
+    for name, arrays in weights.items():
+        _check_values(name, arrays, path, dtypes)
     cut = split_paths(weights, [x.name for x in ours])
     for layer in ours:
         if layer.name in cut:
             layer.set_weights(cut[layer.name])
 
 
-def _fitting(weights, shapes, path, dtypes):
-    """The part of a file's weights that goes into the model, checked."""
-    file_shapes = {
-        name: [a.shape for a in arrays] for name, arrays in weights.items()
-    }
-    _check_layers(file_shapes, shapes, path)
-    weights = {name: weights[name] for name in shapes if name in weights}
-    _adapt(weights, file_shapes, shapes, path)
-    for name, arrays in weights.items():
-        theirs = [a.shape for a in arrays]
-        if theirs != shapes[name]:
+def _fitting(theirs, shapes, path):
+    """Names of a file's layers that go into the model, from their shapes."""
+    _check_layers(theirs, shapes, path)
+    names = [name for name in shapes if name in theirs]
+    if _has_other_classes(theirs, shapes, path):
+        names.remove(CLASSIFIER)
+    for name in names:
+        expected = shapes[name]
+        if name == STEM and [s[2:3] for s in theirs[name]] == [(3,)]:
+            expected = [(*s[:2], 3, *s[3:]) for s in expected]
+        if theirs[name] != expected:
             raise _misfit(
-                f"{path} has {theirs} for {name}, the model {shapes[name]}"
+                f"{path} has {theirs[name]} for {name}, the model "
+                f"{shapes[name]}"
             )
-        _check_values(name, arrays, path, dtypes)
-    return weights
+    return names
 
 
 def _check_layers(file_shapes, shapes, path):
@@ -363,10 +367,6 @@ def _misfit(reason):
 
 def _check_values(name, arrays, path, dtypes):
     """Refuse what `layer.set_weights` would cast to other or bad numbers."""
-    if any(np.iscomplexobj(array) for array in arrays):
-        raise ValueError(
-            f"`weights` must be real; {path} has complex numbers in {name}."
-        )
     largest = min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes)
     # As Python's numbers: `largest` may be none of the array's dtype. Negated,
     # so that NaN is refused.
@@ -382,24 +382,31 @@ def _check_values(name, arrays, path, dtypes):
         )
 
 
-def _adapt(weights, file_shapes, shapes, path):
-    """Adapt to other classes and channels than the file's, with a warning."""
-    if CLASSIFIER in shapes and CLASSIFIER not in file_shapes:
+def _has_other_classes(theirs, shapes, path):
+    """Whether a file's classifier stays there; a warning says so."""
+    if CLASSIFIER not in shapes:
+        return False
+    if CLASSIFIER not in theirs:
         _log.warning("%s has no classifier; the model's is unchanged.", path)
-    elif CLASSIFIER in shapes:
-        features, ours = shapes[CLASSIFIER][0]
-        theirs = file_shapes[CLASSIFIER][0][-1]
-        expected = [(features, theirs), (theirs,)]
-        if theirs != ours and file_shapes[CLASSIFIER] == expected:
-            del weights[CLASSIFIER]
-            _log.warning(
-                "%s has a classifier of %d classes, the model of %d; the "
-                "model's is unchanged.",
-                *(path, theirs, ours),
-            )
+        return False
+    features, ours = shapes[CLASSIFIER][0]
+    classes = theirs[CLASSIFIER][0][-1]
+    expected = [(features, classes), (classes,)]
+    if classes == ours or theirs[CLASSIFIER] != expected:
+        return False
+    _log.warning(
+        "%s has a classifier of %d classes, the model of %d; the model's is "
+        "unchanged.",
+        *(path, classes, ours),
+    )
+    return True
+
+
+def _adapt_stem(weights, shapes, path):
+    """Adapt to other channels than the file's, with a warning."""
     channels = shapes[STEM][0][2]
-    if [s[2:3] for s in file_shapes[STEM]] == [(3,)] and channels != 3:
-        (kernel,) = weights[STEM]
+    (kernel,) = weights[STEM]
+    if kernel.shape[2] != channels:
         weights[STEM] = [convert.adapt_stem(kernel, channels)]
         _log.warning(
             "%s is for RGB images, the model for %d channels; the first "
