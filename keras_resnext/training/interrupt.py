@@ -17,6 +17,11 @@ class TrainingStoppedError(RuntimeError):
         message: What to tell the user.
         number: The signal. Defaults to SIGTERM, which another worker may have
             received.
+
+    Example:
+
+    >>> TrainingStoppedError("Stopped.", signal.SIGINT).exit_status
+    130
     """
 
     def __init__(self, message: str, number: int = signal.SIGTERM):
@@ -30,6 +35,12 @@ def stop_flag() -> Iterator[Callable[[], int]]:
 
     Yields:
         A function that returns the signal's number, or 0 if none has come.
+
+    Example:
+
+    >>> with stop_flag() as stop:
+    ...     while not stop():
+    ...         train_step()
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0  # only the main thread can handle signals
