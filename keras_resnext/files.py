@@ -1,13 +1,28 @@
-"""Atomic writes: write to a temporary path, then rename."""
+"""Atomic writes, and folders to which one process at a time writes."""
 
 import contextlib
+import datetime
+import errno
 import os
 import pathlib
 import re
 import shutil
 import socket
 import tempfile
+import uuid
+from collections.abc import Callable
 from collections.abc import Iterator
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+_LOCK = ".lock"
+# What a file system without locks answers.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Errors of writing, which do not say to what.
+_CANNOT_WRITE = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
 
 
 @contextlib.contextmanager
@@ -23,8 +38,8 @@ def staged(
 
     Args:
         path: Where the file or folder goes. Missing parents are created.
-        overwrite: Whether an existing `path` is replaced. Defaults to
-            `False`.
+        overwrite: Whether an existing `path` is replaced; of a link, the link
+            itself, and what it points to stays. Defaults to `False`.
 
     Yields:
         A temporary path on the same disk. It has the name of `path`, because
@@ -33,6 +48,7 @@ def staged(
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false; checked
             before and after writing.
+        OSError: if it cannot be written; `path` is unchanged.
 
     Example:
 
@@ -46,11 +62,12 @@ def staged(
         prefix=f".{path.name}{_mark()}{os.getpid()}-", dir=path.parent
     ) as folder:
         new = pathlib.Path(folder, path.name)
-        yield new
+        with _named(path):
+            yield new
         _check_free(path, overwrite)  # another process may have written it
         if new.is_file():
             _use_umask(new)
-        if not path.exists() or (path.is_file() and new.is_file()):
+        if not os.path.lexists(path) or not (path.is_dir() or new.is_dir()):
             new.replace(path)
             return
         # A folder cannot be replaced in one step. The old one waits outside
@@ -60,7 +77,7 @@ def staged(
             path.rename(old)
             new.rename(path)
         except BaseException:
-            if old.exists() and not path.exists():
+            if os.path.lexists(old) and not os.path.lexists(path):
                 old.rename(path)
             raise
         _remove(old)
@@ -82,17 +99,165 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     >>> check_free("new.tflite", overwrite=False)
     """
     path = pathlib.Path(path)
-    above = next((p for p in path.absolute().parents if p.exists()), path)
+    parents = path.absolute().parents
+    above = next((p for p in parents if os.path.lexists(p)), path)
     if not above.is_dir():
+        what = "a file" if above.exists() else "a link to nothing"
         raise NotADirectoryError(
-            f"`path` must be in a folder; got {path}, and {above} is a file."
+            f"`path` must be in a folder; got {path}, and {above} is {what}."
         )
     _clean_up(path.parent)
     _check_free(path, overwrite)
 
 
+@contextlib.contextmanager
+def held(
+    folder: str | os.PathLike[str], *, argument: str
+) -> Iterator[Callable[[], None]]:
+    """Be the only process that writes to a folder.
+
+    The operating system locks a file in the folder, which names this process,
+    until the context or the process ends, however it does. The folder is
+    created if it is missing, and deleted at the end if it is then empty.
+
+    Where there are no locks, as on Windows and some network file systems, a
+    second process takes the folder over, and the first one notices.
+
+    Args:
+        folder: The folder.
+        argument: Name of the argument that `folder` was, for the errors.
+
+    Yields:
+        A function to call before and after writing. It raises `OSError` if the
+        folder was deleted or moved, or another process has taken it over.
+
+    Raises:
+        BlockingIOError: if another process holds it; the error names it.
+        OSError: if the folder cannot be written to.
+
+    Example:
+
+    >>> with held("runs/x", argument="workdir") as check:
+    ...     check()
+    """
+    folder = pathlib.Path(folder)
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path, holder = folder / _LOCK, _this_process()
+
+    def check():
+        found = _read_lock(path)
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} was deleted or moved while this process was writing "
+                f"to it: {path} is gone."
+            )
+        if found != holder:
+            raise BlockingIOError(
+                f"{folder} was taken over by {_named_in(found)}, while this "
+                "process was writing to it."
+            )
+
+    with _locked(path, holder, argument):
+        try:
+            yield check
+        finally:
+            # While it is locked, or it might be the next process' file.
+            with contextlib.suppress(OSError):
+                if _read_lock(path) == holder:
+                    path.unlink()
+                for made in missing:
+                    made.rmdir()
+
+
+def check_not_held(folder: str | os.PathLike[str], *, argument: str) -> None:
+    """Check, before long work, that `held` can hold a folder.
+
+    Args:
+        folder: The folder; it need not exist.
+        argument: Name of the argument that `folder` is, for the error.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+
+    Example:
+
+    >>> check_not_held("runs/x", argument="workdir")
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path = pathlib.Path(folder, _LOCK)
+        with open(path, "r+b") as file:
+            _lock(file, path, argument)
+
+
+@contextlib.contextmanager
+def _locked(path, holder, argument):
+    """A file that this process has locked and written `holder` to."""
+    for _ in range(100):
+        with open(path, "a+b") as file:
+            _lock(file, path, argument)
+            with _named(path):
+                file.truncate(0)
+                file.write(holder.encode())
+                file.flush()
+            # Its last holder may have deleted it after it was opened here.
+            if _read_lock(path) == holder:
+                yield
+                return
+    raise OSError(f"{path} does not keep what is written to it.")
+
+
+def _lock(file, path, argument):
+    """Lock an open file, until it is closed, or say who has locked it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BlockingIOError(
+            f"`{argument}` must be a folder that no other process writes to; "
+            f"{path.parent} is in use by {_named_in(_read_lock(path))}."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _this_process():
+    """A line that names this process, and one that no other will write."""
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        f"process {os.getpid()} on {socket.gethostname()} since "
+        f"{now:%Y-%m-%d %H:%M:%S} UTC\n{uuid.uuid4()}\n"
+    )
+
+
+def _read_lock(path):
+    """What the holder of a lock has written; empty if there is none."""
+    try:
+        return path.read_bytes()[:1000].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _named_in(text):
+    """The process that a lock's file names, if it already does."""
+    return text.partition("\n")[0] or "another process"
+
+
+@contextlib.contextmanager
+def _named(path):
+    """Add the path to errors of writing, most of which name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CANNOT_WRITE and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def _check_free(path, overwrite):
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(
             f"`path` must not exist unless `overwrite` is true; {path} exists."
         )

@@ -617,6 +617,31 @@ def test_errors_are_one_line(short_run, run_cli, tmp_path, arguments, message):
     assert {p: p.stat().st_mtime_ns for p in short_run.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("history.jsonl", "{}\n", "history.jsonl must have the metrics of an"),
+        ("history.jsonl", None, "must have the metrics of its epochs in"),
+        ("recipe.json", "[]", "recipe.json must be a recipe"),
+        ("model.keras", "", "model.keras is damaged, and there is no check"),
+    ],
+)
+def test_damaged_runs_are_one_line(
+    name, content, message, short_run, run_cli, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run, ignore=shutil.ignore_patterns("step-*"))
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    status, _, error = run_cli(
+        *("train", "--recipe", short_run / "recipe.json", "--workdir", run)
+    )
+    assert status == 1
+    assert error.count("\n") == 1
+    assert message in error
+
+
 def test_missing_extras_are_named(short_run, run_cli, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     missing = {"ai_edge_litert", "onnxruntime", "matplotlib"}

@@ -1,5 +1,7 @@
 """Data sets: the digits through TFDS, and folders of images by class."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -135,3 +137,14 @@ def test_unknown_splits_are_refused(digits, image_folder):
         ValueError, match="images in one of the splits .*has train"
     ):
         _ = datasets.open_dataset(str(only)).val_split
+
+
+def test_versions_of_tfds_are_told_apart(digits):
+    found = digits.fingerprint
+    assert found.version == "digits/1.0.0"
+    sizes = {name: part.images for name, part in found.parts.items()}
+    assert sizes == {"train": 1437, "test": 360}
+    other = dataclasses.replace(found, version="digits/2.0.0")
+    assert other.difference(found) == (
+        "it is digits/1.0.0 instead of digits/2.0.0"
+    )

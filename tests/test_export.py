@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,7 @@ from keras_resnext.export.flatbuffer import operators
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.export.runtimes import median_latency
 from keras_resnext.export.tflite import check_operators
+from keras_resnext.files import held
 from keras_resnext.inspection import classifies
 from keras_resnext.inspection import output_names
 from keras_resnext.layers import use_conv_implementation
@@ -1474,6 +1476,39 @@ def test_plans_are_checked_before_long_work(small_model, tmp_path):
         with pytest.raises(FileExistsError, match=f"{name} is a folder"):
             export.plan_files(tmp_path, ["onnx"], overwrite=True)
         path.rmdir()
+
+
+def test_a_folder_has_one_export_at_a_time(small_model, pixels, tmp_path):
+    folder = tmp_path / "new"
+    plan = export.plan_files(folder, ["onnx"])
+    with held(folder, argument="folder"):
+        for start in (
+            lambda: export.plan_files(folder, ["tflite"]),
+            lambda: export.export_files(small_model, plan, images=pixels[:1]),
+        ):
+            with pytest.raises(
+                BlockingIOError,
+                match=f"`folder` must .* in use by process {os.getpid()} on",
+            ):
+                start()
+    assert not folder.exists()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("calls")
+def test_a_folder_deleted_during_an_export_is_noticed(
+    small_model, pixels, tmp_path
+):
+    folder = tmp_path / "new"
+
+    def delete(path):
+        shutil.rmtree(folder)
+
+    plan = export.plan_files(folder, ["savedmodel"])
+    with pytest.raises(FileNotFoundError, match="new was deleted or moved"):
+        export.export_files(
+            small_model, plan, images=pixels[:1], on_file=delete
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """Nothing half-written, nothing lost."""
 
+import errno
 import os
 import pathlib
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from keras_resnext import files
 from keras_resnext.files import check_free
+from keras_resnext.files import check_not_held
+from keras_resnext.files import held
 from keras_resnext.files import staged
 
 
@@ -127,6 +134,173 @@ def test_a_link_to_a_folder_is_replaced(tmp_path):
     assert not (tmp_path / "x").is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"real", "x"}
+
+
+def test_a_link_to_nothing_is_there_too(tmp_path):
+    link = tmp_path / "x"
+    link.symlink_to(tmp_path / "elsewhere" / "model.keras")
+    for check in (check_free, staged):
+        with pytest.raises(FileExistsError, match="x exists"):
+            check(link, overwrite=False).__enter__()
+    assert link.is_symlink()
+    with pytest.raises(NotADirectoryError, match="x is a link to nothing"):
+        check_free(link / "model.keras", overwrite=True)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("target", ["file", "nothing"])
+def test_a_link_itself_is_replaced(tmp_path, folder, target):
+    (tmp_path / "file").write_text("of somebody else")
+    (tmp_path / "x").symlink_to(target)
+    with staged(tmp_path / "x", overwrite=True) as new:
+        new.mkdir() if folder else new.write_text("new")
+    assert not (tmp_path / "x").is_symlink()
+    assert (tmp_path / "x").is_dir() == folder
+    assert (tmp_path / "file").read_text() == "of somebody else"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "x"}
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "x").write_text("old")
+
+    def write():
+        with staged(tmp_path / "x", overwrite=True) as new:
+            new.write_text("half")
+            # What a write raises, which names no file.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device: '.*/x'"):
+        write()
+    assert (tmp_path / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    folder = tmp_path / "deep" / "x"
+    with held(folder, argument="workdir") as check:
+        check()
+        this = f"process {os.getpid()} on {socket.gethostname()} since 2"
+        for again in (
+            lambda: held(folder, argument="output").__enter__(),
+            lambda: check_not_held(folder, argument="output"),
+        ):
+            with pytest.raises(
+                BlockingIOError, match=f"`output` must be .*/x is .*{this}"
+            ):
+                again()
+        check()  # still this process'
+        (folder / "a").write_text("")
+    check_not_held(folder, argument="output")
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    with held(folder, argument="workdir") as check:
+        check()
+
+
+def test_a_folder_in_which_nothing_was_written_leaves_no_trace(tmp_path):
+    with held(tmp_path / "deep" / "x", argument="workdir"):
+        pass
+    assert not list(tmp_path.iterdir())
+    check_not_held(tmp_path / "deep" / "x", argument="workdir")
+    with held(tmp_path, argument="workdir"):
+        pass
+    assert tmp_path.is_dir()  # it was there before
+
+
+def test_a_lock_without_a_holder_is_free(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on another host since 2020\n")
+    check_not_held(tmp_path, argument="workdir")
+    with held(tmp_path, argument="workdir") as check:
+        check()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_folder_that_vanishes_is_noticed(tmp_path, moved):
+    folder = tmp_path / "x"
+    with held(folder, argument="workdir") as check:
+        folder.rename(tmp_path / "y") if moved else shutil.rmtree(folder)
+        with pytest.raises(FileNotFoundError, match="x was deleted or moved"):
+            check()
+        with held(folder, argument="workdir") as theirs:
+            with pytest.raises(BlockingIOError, match="x was taken over by"):
+                check()
+            theirs()
+
+
+def test_without_locks_the_first_process_notices_the_second(
+    tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with (
+        held(tmp_path, argument="workdir") as check,
+        held(tmp_path, argument="workdir") as theirs,
+    ):
+        theirs()
+        with pytest.raises(
+            BlockingIOError, match="taken over by process .*, while this"
+        ):
+            check()
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    with held(tmp_path, argument="workdir") as check:
+        check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_holders_one_after_the_other(tmp_path):
+    """Each deletes the lock's file, which others may just have opened."""
+    inside, most, refused = [], [], []
+
+    def hold():
+        for _ in range(200):
+            try:
+                with held(tmp_path, argument="workdir") as check:
+                    inside.append(1)
+                    most.append(len(inside))
+                    check()
+                    inside.pop()
+            except BlockingIOError as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert len(most) + len(refused) == 800
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_died_holds_nothing(tmp_path, number):
+    code = (
+        "import sys, time\n"
+        "from keras_resnext.files import held\n"
+        "with held(sys.argv[1], argument='workdir'):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(
+            BlockingIOError, match=f"in use by process {process.pid} on"
+        ):
+            check_not_held(tmp_path, argument="workdir")
+        process.send_signal(number)
+        assert process.wait() == -number
+    finally:
+        process.kill()
+        process.communicate()
+    assert (tmp_path / ".lock").exists()
+    with held(tmp_path, argument="workdir") as check:
+        check()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_left_by_processes_of_this_machine_stays(tmp_path):

@@ -22,7 +22,8 @@ def test_run_is_written_down(toy_run, toy_recipe):
     names = {path.name for path in toy_run.path.iterdir()}
     assert names == {
         "recipe.json",
-        "labels.txt",
+        "labels.json",
+        "data.json",
         "history.jsonl",
         "checkpoints",
         "tensorboard",

@@ -140,7 +140,7 @@ def main():
         for number in range(options.pop("runs", 1)):
             workdir = job["workdir"] + number * ".again"
             train(recipe, workdir, on_step=on_step, **options)
-    except RuntimeError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
 

@@ -188,7 +188,13 @@ def _print_start(plan, data):
 
 def _print_result(run):
     """Where the model is, and how good."""
-    entry, epochs = run.history[-1], len(run.history)
+    epochs = len(run.history)
+    if not epochs:
+        raise ValueError(
+            f"{run.path} must have the metrics of its epochs in history.jsonl; "
+            f"they are missing. Its {run.model_file.name} is ready."
+        )
+    entry = run.history[-1]
     line = f"{run.path}: {epochs} epochs done"
     if run.recipe.early_stopping_patience:
         entry = run.best_epoch

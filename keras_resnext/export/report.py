@@ -32,6 +32,8 @@ from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.extras import require
 from keras_resnext.files import check_free
+from keras_resnext.files import check_not_held
+from keras_resnext.files import held
 from keras_resnext.files import staged
 from keras_resnext.transforms import EvalTransform
 
@@ -206,6 +208,7 @@ def plan_files(
         ValueError: if an argument is not as described, or no format can be
             quantised as asked.
         FileExistsError: if one of the files exists and `overwrite` is false.
+        BlockingIOError: if another process is exporting to `folder`.
         ModuleNotFoundError: if a module of the extra `export` is missing that
             the files need.
 
@@ -284,6 +287,7 @@ def export_files(
     Raises:
         FileExistsError: if one of the files has come to exist since the plan
             was made and is not to be overwritten.
+        BlockingIOError: if another process is exporting to the folder.
         ValueError: if an argument is not as described.
 
     Example:
@@ -298,20 +302,24 @@ def export_files(
     if not session.classifies:
         classes = None
     files = []
-    for (format, quantize), name in plan.files.items():
-        on_file(plan.folder / name)
-        files.append(
-            _export_file(session, plan, format, quantize, calibration, classes)
+    with held(plan.folder, argument="folder") as check_folder:
+        for (format, quantize), name in plan.files.items():
+            on_file(plan.folder / name)
+            files.append(
+                _export_file(
+                    session, plan, format, quantize, calibration, classes
+                )
+            )
+        report = Report(
+            model=session.model.name,
+            input=session.input_description,
+            images=len(session.images),
+            threads=plan.threads,
+            keras_accuracy=_accuracy(session.reference, classes),
+            files=tuple(files),
         )
-    report = Report(
-        model=session.model.name,
-        input=session.input_description,
-        images=len(session.images),
-        threads=plan.threads,
-        keras_accuracy=_accuracy(session.reference, classes),
-        files=tuple(files),
-    )
-    _save(report, plan)
+        _save(report, plan)
+        check_folder()  # or what was just written may be gone
     return report
 
 
@@ -379,6 +387,7 @@ def _file_names(formats, quantizations):
 
 def _check_paths(plan):
     """Refuse places that are taken, each once."""
+    check_not_held(plan.folder, argument="folder")
     formats = {name: format for (format, _), name in plan.files.items()}
     for name, format in (formats | {_REPORT: "json", _PICTURE: "png"}).items():
         check_path(plan.folder / name, format)

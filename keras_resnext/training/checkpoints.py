@@ -59,8 +59,10 @@ class Checkpoints:
             self._checkpoint.write(self._prefix(step))
         except tf.errors.OpError as error:
             self._remove(step)
+            # Before the reason are an operation's name and a temporary path.
+            reason = first_line(error).rpartition("; ")[2].partition(" [Op:")[0]
             raise OSError(
-                f"{self._prefix(step)} cannot be written: {first_line(error)}"
+                f"{self._prefix(step)} cannot be written: {reason}."
             ) from error
         # Newer ones are damaged: `restore` skipped them.
         known = [other for other in self.steps if other <= step]

@@ -1,6 +1,7 @@
 """Find and open data sets: TensorFlow Datasets, or a folder by class."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Collection
@@ -14,6 +15,8 @@ from keras_resnext.extras import suggest
 from keras_resnext.images import decode
 from keras_resnext.quiet import quiet
 from keras_resnext.training import digits as _digits  # noqa: F401 (registers)
+from keras_resnext.training.fingerprint import Fingerprint
+from keras_resnext.training.fingerprint import Part
 from keras_resnext.training.folder_check import check_folder
 from keras_resnext.training.folders import VAL_SPLITS
 from keras_resnext.training.folders import ImageFolder
@@ -77,6 +80,18 @@ class ImageData:
             return None
         height, width, _ = self.builder.info.features["image"].shape
         return min(height, width) if height and width else None
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What training depends on: of a TFDS data set, once it is prepared."""
+        splits = list(dict.fromkeys(["train", self.val_split]))
+        if self.is_folder:
+            return Fingerprint.of_folder(self.folder, splits)
+        sizes = self._sizes
+        return Fingerprint(
+            self.builder.info.full_name,
+            {split: Part(sizes[split], "") for split in splits},
+        )
 
     @property
     def _sizes(self):

@@ -425,8 +425,8 @@ class Recipe:
         10
         """
         try:
-            return cls(**json.loads(pathlib.Path(path).read_text()))
-        except (OSError, TypeError, ValueError) as error:
+            return cls(**json.loads(pathlib.Path(path).read_bytes()))
+        except (OSError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a recipe; {error}.") from error
 
     def override(self, assignments: Iterable[str]) -> "Recipe":

@@ -6,16 +6,24 @@ import os
 import pathlib
 import shutil
 import typing
+import zipfile
 from typing import Any
 
 import keras
 
 from keras_resnext.classifier import Classifier
+from keras_resnext.extras import first_line
 from keras_resnext.files import staged
+from keras_resnext.training.fingerprint import Fingerprint
 from keras_resnext.training.recipe import Recipe
 
 if typing.TYPE_CHECKING:
     from keras_resnext.training.datasets import ImageData
+
+# What is read of an epoch; it has more.
+_METRICS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
+# Of a whole `.keras` file.
+_MODEL_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 
 
 class Run:
@@ -24,18 +32,24 @@ class Run:
     | file | content |
     |---|---|
     | `recipe.json` | the full `Recipe` |
-    | `labels.txt` | class names, one a line, in the order of the outputs |
+    | `labels.json` | class names, in the order of the outputs |
+    | `data.json` | number of images of each class, and a hash of their names |
+    | | and sizes, see `Fingerprint` |
     | `data_dir.txt` | TFDS' folder, if it was not the default |
     | `split.json` | the validation images, of a folder without splits |
     | `history.jsonl` | metrics, one line per epoch |
     | `checkpoints/` | model, optimizer and step, to resume from |
     | `tensorboard/` | loss, accuracy and learning rate, for TensorBoard |
     | `bad_images.txt` | names of images that were left out, if any; those of |
-    | | other workers are in `bad_images_worker1.txt` and so on |
+    | | other workers are in `bad_images_worker1.txt` and so on; a name with |
+    | | unprintable characters is written as JSON, in quotes |
     | `best.keras` | the model with the best validation accuracy |
     | `learning_curves.png` | a plot of the history |
     | `model.keras` | the trained model, once training is finished |
     | `model_epoch10.keras` | what it was before the run was extended |
+    | `.lock` | which process is training here, while it is |
+
+    Runs of earlier versions have a `labels.txt` and no `data.json`.
 
     Both models are saved with their class names and transform, see
     `keras_resnext.classifier.Classifier`.
@@ -60,34 +74,55 @@ class Run:
         self.split_file = self.path / "split.json"
         self._data_dir_file = self.path / "data_dir.txt"
         self._recipe_file = self.path / "recipe.json"
-        self._labels_file = self.path / "labels.txt"
+        self._labels_file = self.path / "labels.json"
+        self._old_labels_file = self.path / "labels.txt"
+        self.data_file = self.path / "data.json"
         self._history_file = self.path / "history.jsonl"
 
     @property
     def recipe(self) -> Recipe:
         """The run's `Recipe`."""
-        self._read(self._recipe_file)
+        self._require(self._recipe_file)
         return Recipe.load(self._recipe_file)
 
     @property
     def labels(self) -> list[str]:
         """Class names, in the order of the model's outputs."""
-        return self._read(self._labels_file).splitlines()
+        if not self._labels_file.exists() and self._old_labels_file.exists():
+            return _lines(self._old_labels_file)
+        self._require(self._labels_file)
+        labels = _json(self._labels_file.read_bytes(), self._labels_file)
+        if not isinstance(labels, list) or not all(
+            isinstance(label, str) for label in labels
+        ):
+            raise ValueError(
+                f"{self._labels_file} must be a list of class names; it is not."
+            )
+        return labels
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """Metrics of each finished epoch: a list of dicts."""
-        if not self._history_file.exists():
+        file = self._history_file
+        if not file.exists():
             return []
-        lines = self._history_file.read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        entries = [_json(line, file) for line in file.read_bytes().splitlines()]
+        for number, entry in enumerate(entries, start=1):
+            if not isinstance(entry, dict) or not all(
+                isinstance(entry.get(name), (int, float)) for name in _METRICS
+            ):
+                raise ValueError(
+                    f"{file} must have the metrics of an epoch on each line, "
+                    f"{', '.join(_METRICS)}; line {number} does not."
+                )
+        return entries
 
     @property
     def bad_images(self) -> list[str]:
         """Names of the images that were left out, by any worker."""
         files = sorted(self.path.glob("bad_images*.txt"))
-        lines = (name for f in files for name in f.read_text().splitlines())
-        return list(dict.fromkeys(lines))
+        names = (name for file in files for name in _read_names(file))
+        return list(dict.fromkeys(names))
 
     def load_model(self) -> keras.Model:
         """The trained `keras.Model`; `Classifier.load` has its labels too.
@@ -104,8 +139,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training is finished."""
-        return self.model_file.exists()
+        """Whether training is finished, and its model there as a whole."""
+        return _is_whole(self.model_file)
 
     @property
     def best_epoch(self) -> dict[str, Any]:
@@ -190,10 +225,37 @@ class Run:
         Raises:
             ValueError: if they differ in name or order.
         """
-        if self._labels_file.exists() and labels != self.labels:
+        if self._labels_file.exists():
+            same = labels == self.labels
+        elif self._old_labels_file.exists():
+            # Its names may contain line breaks too.
+            same = _text(self._old_labels_file) == _joined(labels)
+        else:
+            return
+        if not same:
             raise ValueError(
                 f"`dataset` must have the classes that {self.path} was "
                 f"trained on, {self.labels}; it has {labels}."
+            )
+
+    def check_data(self, data: "ImageData") -> None:
+        """Refuse a data set that has changed since the run started.
+
+        Args:
+            data: The prepared `ImageData`.
+
+        Raises:
+            ValueError: if its images are others, in number, name or size.
+        """
+        if not (self.started and self.data_file.exists()):
+            return
+        before = Fingerprint.read(self.data_file)
+        difference = before.difference(data.fingerprint)
+        if difference:
+            raise ValueError(
+                f"`dataset` must be as it was when {self.path} started; "
+                f"{data.name} has changed: {difference}. Restore the images, "
+                "or start a new run in another `workdir`."
             )
 
     def _extends(self, saved, recipe):
@@ -216,8 +278,10 @@ class Run:
         """
         if not self._data_dir_file.exists():
             return None
-        path = self._data_dir_file.read_text().strip()
-        return path if "://" in path or os.path.isdir(path) else None
+        for path in _read_names(self._data_dir_file):
+            if "://" in path or os.path.isdir(path):
+                return path
+        return None
 
     def open_dataset(
         self,
@@ -271,19 +335,31 @@ class Run:
             path = os.fspath(data_dir)
             path = path if "://" in path else os.path.abspath(path)
             with staged(self._data_dir_file, overwrite=True) as new:
-                new.write_text(f"{path}\n")
+                _write_names(new, [path])
+        if self._is_written and not self.finished:
+            return
+        data.write_split(self.split_file)
+        data.fingerprint.write(self.data_file)
+        with staged(self._labels_file, overwrite=True) as new:
+            new.write_text(json.dumps(data.labels, indent=1))
         if self.finished:
             name = f"model_epoch{recipe.extended_from}.keras"
             self.model_file.rename(self.path / name)
-        elif self._recipe_file.exists() and self._labels_file.exists():
-            return
-        data.write_split(self.split_file)
-        recipe.save(self._recipe_file, overwrite=True)
-        with staged(self._labels_file, overwrite=True) as new:
-            new.write_text("\n".join(data.labels) + "\n")
+        recipe.save(self._recipe_file, overwrite=True)  # the run has started
+
+    @property
+    def _is_written(self):
+        """Whether all is there that `start` writes."""
+        files = (self._recipe_file, self._labels_file, self.data_file)
+        return all(file.exists() for file in files)
 
     def finish_with_best(self) -> None:
         """Make the best epoch's model the result."""
+        if not _is_whole(self.best_model_file):
+            raise ValueError(
+                f"{self.best_model_file} must be the model of the best epoch; "
+                "it is missing or damaged."
+            )
         with staged(self.model_file, overwrite=True) as new:
             shutil.copyfile(self.best_model_file, new)
 
@@ -301,18 +377,75 @@ class Run:
                 to `""`, the chief.
         """
         file = self.path / f"bad_images{worker and '_'}{worker}.txt"
-        before = file.read_text().splitlines() if file.exists() else []
+        before = _read_names(file) if file.exists() else []
         names = dict.fromkeys([*before, *names])
         if len(names) == len(before):
             return
         with staged(file, overwrite=True) as new:
-            new.write_text("".join(f"{name}\n" for name in names))
+            _write_names(new, names)
 
-    def _read(self, path):
-        """The text of a file that every run has."""
+    def _require(self, path):
+        """Refuse a folder without a file that every run has."""
         if not path.exists():
             raise ValueError(
                 f"`model` must be the folder of a training run; {self.path} "
                 f"has no {path.name}."
             )
-        return path.read_text()
+
+
+def _text(path):
+    """The text of a file; `read_text` would take a carriage return for more."""
+    try:
+        return path.read_bytes().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8; {error}.") from error
+
+
+def _lines(path):
+    """Lines of a file, which end in line feeds and nothing else."""
+    return _text(path).removesuffix("\n").split("\n")
+
+
+def _joined(lines):
+    return "\n".join(lines) + "\n"
+
+
+def _json(text, path):
+    """The value of a text that is read from a file."""
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} must have JSON; {first_line(error)}."
+        ) from error
+
+
+def _read_names(path):
+    """What `_write_names` wrote."""
+    return [
+        _json(line, path) if line.startswith('"') else line
+        for line in _lines(path)
+        if line
+    ]
+
+
+def _write_names(path, names):
+    """Write names, one a line; those with line breaks and the like as JSON."""
+    lines = [
+        name
+        if name.isprintable() and not name.startswith('"')
+        else json.dumps(name)
+        for name in names
+    ]
+    path.write_bytes(_joined(lines).encode())
+
+
+def _is_whole(path):
+    """Whether a file is a model as Keras writes it, as far as its end shows."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) >= _MODEL_MEMBERS
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False  # cut off, or something else

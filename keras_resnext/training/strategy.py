@@ -148,6 +148,33 @@ def gather(strategy: tf.distribute.Strategy, value: int) -> list[int]:
     return _gather_function(strategy)(tf.constant([value])).numpy().tolist()
 
 
+def fail_together(
+    strategy: tf.distribute.Strategy, error: Exception | None, message: str
+) -> None:
+    """Raise an error on every worker that one of them has met.
+
+    Without it the others would wait for that worker for ever.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+        error: The error of this worker, or `None`.
+        message: What the workers say that have met none.
+
+    Raises:
+        Exception: `error`, if it is not `None`.
+        RuntimeError: if another worker has met one.
+
+    Example:
+
+    >>> fail_together(make_strategy("one"), None, "The chief has failed.")
+    """
+    failed = any(gather(strategy, int(error is not None)))
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError(message)
+
+
 @functools.cache
 def _gather_function(strategy):
     """One per strategy, because each would be traced."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import time
@@ -13,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
+from keras_resnext.files import held
 from keras_resnext.training import step as steps
 from keras_resnext.training.average import MovingAverage
 from keras_resnext.training.checkpoints import Checkpoints
@@ -33,11 +35,14 @@ from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.run import Run
 from keras_resnext.training.strategy import default_steps_per_execution
 from keras_resnext.training.strategy import distributed_batches
+from keras_resnext.training.strategy import fail_together
 from keras_resnext.training.strategy import gather
 from keras_resnext.training.strategy import is_chief
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
 from keras_resnext.weights.load import find_source
+
+_log = logging.getLogger("keras_resnext")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +91,10 @@ def train(
     `save_every_steps` is set. Called again with the same recipe and folder,
     training resumes from the last checkpoint and sees the same images in the
     same order. A finished run goes on if its recipe is that of `Run.extended`;
-    the model that it had is kept as `model_epoch<n>.keras`. SIGTERM saves and
-    stops. The seeds of Python, NumPy and TensorFlow are set to `recipe.seed`.
+    the model that it had is kept as `model_epoch<n>.keras`. SIGTERM and Ctrl-C
+    save and stop; a second Ctrl-C stops at once. One process, the chief, writes
+    to the folder. The seeds of Python, NumPy and TensorFlow are set to
+    `recipe.seed`.
 
     Args:
         recipe: A `Recipe`.
@@ -107,9 +114,12 @@ def train(
 
     Raises:
         ValueError: if the recipe cannot work, `workdir` contains another run,
-            which is left untouched, or an image cannot be decoded.
+            which is left untouched, the data set has changed since the run
+            started, or an image cannot be decoded.
+        BlockingIOError: if another process is training in `workdir`.
+        OSError: if `workdir` cannot be written to, or is deleted meanwhile.
         RuntimeError: if the loss is not finite; the last checkpoint is kept.
-        TrainingStoppedError: after SIGTERM.
+        TrainingStoppedError: after SIGTERM or Ctrl-C.
 
     Example:
 
@@ -120,7 +130,7 @@ def train(
     run = Run(workdir)
     recipe = dataclasses.replace(recipe, dataset=locate(recipe.dataset))
     run.check(recipe)
-    if run.finished and run.recipe == recipe:
+    if _is_done(run, recipe):
         return run
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -131,24 +141,61 @@ def train(
         find_source(recipe.weights, recipe.model)
     if data.is_folder:
         _check_data(data, recipe, run)
-    if on_start:
-        on_start(data)
-    keras.utils.set_random_seed(recipe.seed)
-    with strategy.scope():
-        model = build_model(recipe, len(data.labels))
-    _prepare(data, strategy)
-    _check_data(data, recipe, run)  # some of it is not known before
-    if is_chief(strategy):
-        run.start(recipe, data, options.data_dir)
-    training = _Training(recipe, run, options, strategy, data, model)
-    with stop_flag() as stop:
-        training.run_epochs(
-            stop,
-            on_step or (lambda progress: None),
-            on_epoch or (lambda entry: None),
+    with _only_writer(run, strategy) as check_folder:
+        run.check(recipe)  # or another process has written meanwhile
+        if _is_done(run, recipe):
+            return run
+        if on_start:
+            on_start(data)
+        keras.utils.set_random_seed(recipe.seed)
+        with strategy.scope():
+            model = build_model(recipe, len(data.labels))
+        _prepare(data, strategy)
+        _check_data(data, recipe, run)  # some of it is not known before
+        _check_same_data(data, strategy)
+        check_folder()
+        if is_chief(strategy):
+            run.start(recipe, data, options.data_dir)
+        training = _Training(
+            recipe, run, options, strategy, data, model, check_folder
         )
-    gather(strategy, 0)  # until the chief has written everything
+        with stop_flag() as stop:
+            training.run_epochs(
+                stop,
+                on_step or (lambda progress: None),
+                on_epoch or (lambda entry: None),
+            )
+        gather(strategy, 0)  # until the chief has written everything
     return run
+
+
+def _is_done(run, recipe):
+    """Whether a run is finished with this recipe."""
+    return run.finished and run.recipe == recipe
+
+
+@contextlib.contextmanager
+def _only_writer(run, strategy):
+    """Hold the folder of a run on the chief; yield a check for all workers."""
+    message = f"The chief cannot write to {run.path}; see its error."
+    with contextlib.ExitStack() as stack:
+        check, error = (lambda: None), None
+        if is_chief(strategy):
+            try:
+                check = stack.enter_context(held(run.path, argument="workdir"))
+            except OSError as failure:
+                error = failure
+        fail_together(strategy, error, message)
+
+        def check_together():
+            error = None
+            try:
+                check()
+            except OSError as failure:
+                error = failure
+            fail_together(strategy, error, message)
+
+        yield check_together
 
 
 def _check_support(recipe, options, strategy):
@@ -177,13 +224,42 @@ def _check_support(recipe, options, strategy):
 
 
 def _check_data(data, recipe, run):
-    """Refuse other classes than the run's, and less than a batch."""
+    """Refuse other classes or images than the run's, and less than a batch."""
     run.check_labels(data.labels)
     data.val_split  # noqa: B018 (refuses data that has none)
-    if not data.num_examples("train") // recipe.batch_size:
+    images = data.num_examples("train")
+    run.check_data(data)
+    if not images // recipe.batch_size:
         raise ValueError(
             "`batch_size` must be at most the number of training images, "
-            f"{data.num_examples('train')}; got {recipe.batch_size}."
+            f"{images}; got {recipe.batch_size}."
+        )
+    if not run.data_file.exists():
+        _check_epochs(run, images // recipe.batch_size)
+
+
+def _check_epochs(run, steps_per_epoch):
+    """Refuse data so much smaller that the steps done would be more epochs.
+
+    Of runs of earlier versions, which did not write down what their data were.
+    """
+    step = max(Checkpoints(run.checkpoints, keep=1).steps, default=0)
+    epochs = len(run.history)
+    if step // steps_per_epoch > epochs:
+        raise ValueError(
+            f"`dataset` must be as it was when {run.path} started; it has "
+            f"images for {steps_per_epoch} steps an epoch, and the run has "
+            f"done {step} steps in {epochs} whole epochs. Restore the images, "
+            "or start a new run in another `workdir`."
+        )
+
+
+def _check_same_data(data, strategy):
+    """Refuse copies of a data set that differ between workers."""
+    if len(set(gather(strategy, data.fingerprint.number))) > 1:
+        raise ValueError(
+            "`dataset` must be the same on all workers; the images of "
+            f"{data.name} differ in number, name or size."
         )
 
 
@@ -232,9 +308,12 @@ class _Clock:
 class _Training:
     """The state of a run in progress."""
 
-    def __init__(self, recipe, run, options, strategy, data, model):
+    def __init__(
+        self, recipe, run, options, strategy, data, model, check_folder
+    ):
         self.recipe, self.run, self.options = recipe, run, options
         self.strategy, self.data, self.model = strategy, data, model
+        self.check_folder = check_folder
         self.bad = BadImages(options.on_bad_image)
         self.writes = is_chief(strategy)
         self.steps_per_execution = (
@@ -338,6 +417,20 @@ class _Training:
                 f"ones that they can read in {self.run.checkpoints} are of "
                 f"steps {', '.join(map(str, restored))}."
             )
+        self._check_result()
+
+    def _check_result(self):
+        """Say that a damaged model is written again; refuse if it cannot be."""
+        file = self.run.model_file
+        if not file.exists():
+            return
+        if not int(self.step):
+            raise ValueError(
+                f"{file} is damaged, and there is no checkpoint to write it "
+                "again from; delete it to train from scratch."
+            )
+        if self.writes:
+            _log.warning("%s is damaged, and is written again.", file)
 
     def run_epochs(self, stop, on_step, on_epoch):
         """Train to the end."""
@@ -352,12 +445,19 @@ class _Training:
             self.sync_batch_stats()
             with self._averaged():
                 loss, accuracy = self.validation.run(self.steps_per_execution)
+                self.check_folder()
                 self._keep_best(epoch + 1, accuracy, loss)
             self._log_epoch(progress, loss, accuracy)
             self.totals.assign(tf.zeros_like(self.totals))
             self._save()
             on_epoch(self.log.history[-1])
+        self.check_folder()
         self.log.draw()
+        self._write_result()
+        self.check_folder()  # or what was just written may be gone
+
+    def _write_result(self):
+        """Write the model that training ends with."""
         if self.recipe.early_stopping_patience:
             if self.writes:
                 self.run.finish_with_best()
@@ -399,7 +499,7 @@ class _Training:
             self.log.add_steps(step, progress.last_loss, self._learning_rate())
             on_step(progress)
             if step < end:  # else after the evaluation
-                self._save_within_epoch(step, sums[steps.STOP])
+                self._save_within_epoch(step, sums[steps.STOP], stop())
         return progress
 
     def _count(self, step, end):
@@ -431,16 +531,17 @@ class _Training:
             )
         return sums
 
-    def _save_within_epoch(self, step, stop):
+    def _save_within_epoch(self, step, stop, signal):
         """Save if it is time to; end training if a worker must stop."""
         every = self.options.save_every_steps
         if stop or (every and step % every == 0):
             self._save()
         if stop:
-            raise TrainingStoppedError(
+            message = (
                 f"Stopped after step {step} of {self.total_steps}; run the "
                 "same training again to resume."
             )
+            raise TrainingStoppedError(message, *filter(None, [signal]))
 
     def _progress(self, epoch, sums, clock):
         """The `Progress` after a call, whose sums are 0 before the first."""
@@ -515,6 +616,7 @@ class _Training:
         """Save a checkpoint."""
         self._check_finite(int(self.step))
         self.sync_batch_stats()
+        self.check_folder()
         # First, because a resumed run does not read these images again.
         self.run.write_bad_images(self.bad.names, worker_name(self.strategy))
         if self.writes:
