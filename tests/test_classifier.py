@@ -232,7 +232,7 @@ def test_file_objects(classifier, folder):
     bad = io.BytesIO(b"no picture")
     bad.name = "-"
     (found,) = classifier.predict([bad], on_bad_image="skip")
-    assert found.error == "`source` must be an image file; -: unknown format."
+    assert "`source` must be an image file; -: unknown format" in found.error
 
 
 def test_parts_must_fit(small_model, pictures, tmp_path):

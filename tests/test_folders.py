@@ -11,13 +11,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from keras_resnext.images import read_image
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.folder_check import check_folder
 from keras_resnext.training.folder_check import identical_files
 from keras_resnext.training.folders import MadeSplit
 from keras_resnext.training.folders import open_folder
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import read_image
 
 
 def fill(root, names):

@@ -20,9 +20,9 @@ from keras_resnext.export.drawings import drawn_images
 from keras_resnext.export.graph import ExportGraph
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
+from keras_resnext.images import read_image
 from keras_resnext.training import evaluate
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import read_image
 from tests.conftest import randomize
 
 EXPORTERS = {

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.datasets import load_sample_images
 
+from keras_resnext.images import decode
 from keras_resnext.training import augment
 from keras_resnext.training import datasets
 from keras_resnext.training import pipeline
@@ -17,7 +18,6 @@ from keras_resnext.training.pipeline import InputShard
 from keras_resnext.training.presets import RECIPES
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.transforms import EvalTransform
-from keras_resnext.transforms import decode
 from keras_resnext.transforms import preprocess_input
 
 RECIPE = Recipe(image_size=8, batch_size=100, crop_padding=0)
