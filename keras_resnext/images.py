@@ -12,13 +12,16 @@ decode a pixel, and give the same pixels, turned upright as EXIF says.
 | WebP | all; alpha is dropped; the first frame of animations |
 """
 
+import functools
 import io
+import operator
 import os
 import stat
 from typing import Any
 
 import numpy as np
 
+from keras_resnext.exif import called
 from keras_resnext.exif import exif_orientation
 from keras_resnext.exif import read_orientation
 from keras_resnext.exif import turn
@@ -264,80 +267,123 @@ def decode(
     import tensorflow as tf
 
     encoded = tf.convert_to_tensor(encoded)
-    # Padded with zeros, as in Python.
-    text = tf.strings.substr(encoded, 0, _HEAD_BYTES) + bytes(_HEAD_BYTES)
-
-    def read_head():
-        head = tf.io.decode_raw(text, tf.uint8)[:_HEAD_BYTES]
-        return tf.unstack(tf.cast(head, tf.int64), _HEAD_BYTES)
-
-    def is_kind(kind):
-        parts = [
-            tf.strings.substr(text, start, len(magic)) == magic
-            for start, magic in _MAGIC[kind].items()
-        ]
-        return tf.reduce_all(parts)
-
-    def decoded(file, channels, size):
-        with _checked(*size, max_pixels):
-            return tf.io.decode_image(file, channels, expand_animations=False)
 
     def jpeg():
         shape = jpeg_shape(encoded, max_pixels=max_pixels)
         return _decode_jpeg(encoded, shape, shrink_to)
 
-    def gif():
-        first, size, fills = _first_gif_frame(encoded)
-        with _required(fills, "A GIF file's first frame must fill the picture"):
-            return decoded(first, 3, size)
-
-    def png():
-        return decoded(encoded, 3, _png_size(read_head()))
-
-    def bmp():
-        head = read_head()
-        with _required(
-            _is_plain_bmp(head),
-            "A BMP file must have 8, 24 or 32 bits a pixel, not compressed",
-        ):
-            image = decoded(encoded, 3, _bmp_size(head))
-            # TensorFlow has a byte of one pixel in all channels.
-            return tf.cond(
-                head[28] == 8,
-                lambda: tf.gather(
-                    _bmp_palette(encoded, head),
-                    tf.cast(image[..., 0], tf.int32),
-                ),
-                lambda: image,
-            )
-
-    def webp():
-        head = read_head()
-        size = _webp_size(head, tf.where)
-        return tf.cond(
-            _is_alpha_webp(head),
-            lambda: decoded(_with_alpha(encoded, head), 4, size)[..., :3],
-            lambda: decoded(encoded, 3, size),
-        )
-
-    def other():
-        with _required(False, f"Unknown format; {_READABLE}"):
-            return tf.zeros((1, 1, 3), tf.uint8)
-
-    matches = tf.stack([*map(is_kind, _MAGIC), True])
-    image = tf.switch_case(
-        tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32),
-        [
-            jpeg,
-            png,
-            gif,
-            bmp,
-            webp,
-            other,
-        ],
+    limit = tf.cast(max_pixels, tf.int64)
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        jpeg,
+        lambda: tf.cond(
+            _is_kind("PNG", encoded),
+            lambda: _decode_png(encoded, limit),
+            lambda: called(_decode_other)(encoded, limit),
+        ),
     )
     image = tf.ensure_shape(image, (None, None, 3))
     return upright(image, exif_orientation(encoded))
+
+
+def _is_kind(kind, encoded):
+    """Whether a file begins as those of a format, in a graph."""
+    import tensorflow as tf
+
+    parts = [
+        tf.strings.substr(encoded, start, len(magic)) == magic
+        for start, magic in _MAGIC[kind].items()
+    ]
+    return functools.reduce(operator.and_, parts)
+
+
+def _decode_png(encoded, max_pixels):
+    """The pixels of a PNG file, in a graph."""
+    import tensorflow as tf
+
+    header = tf.strings.substr(encoded, 0, 24)
+    numbers = tf.io.decode_raw(header, tf.int32, little_endian=False)
+    size = tf.unstack(tf.cast(numbers[4:], tf.int64), 2)
+    return _decode_any(encoded, 3, size, max_pixels)
+
+
+def _decode_other(encoded, max_pixels):
+    """The pixels of a file that is neither JPEG nor PNG, in a graph."""
+    import tensorflow as tf
+
+    # Padded with zeros, as in Python.
+    text = tf.strings.substr(encoded, 0, _HEAD_BYTES) + bytes(_HEAD_BYTES)
+
+    def unknown():
+        with _required(False, f"Unknown format; {_READABLE}"):
+            return tf.zeros((0, 0, 3), tf.uint8)
+
+    readers = {"GIF": _decode_gif, "BMP": _decode_bmp, "WEBP": _decode_webp}
+    return tf.case(
+        [
+            (
+                _is_kind(kind, text),
+                lambda read=read: called(read)(encoded, text, max_pixels),
+            )
+            for kind, read in readers.items()
+        ],
+        default=unknown,
+    )
+
+
+def _decode_gif(encoded, text, max_pixels):
+    first, size, fills = _first_gif_frame(encoded)
+    with _required(fills, "A GIF file's first frame must fill the picture"):
+        return _decode_any(first, 3, size, max_pixels)
+
+
+def _decode_bmp(encoded, text, max_pixels):
+    import tensorflow as tf
+
+    head = _head(text)
+    with _required(
+        _is_plain_bmp(head),
+        "A BMP file must have 8, 24 or 32 bits a pixel, not compressed",
+    ):
+        image = _decode_any(encoded, 3, _bmp_size(head), max_pixels)
+        # TensorFlow has the byte of a pixel, an index, in all channels.
+        return tf.cond(
+            head[28] == 8,
+            lambda: tf.gather(
+                _bmp_palette(encoded, head), tf.cast(image[..., 0], tf.int32)
+            ),
+            lambda: image,
+        )
+
+
+def _decode_webp(encoded, text, max_pixels):
+    import tensorflow as tf
+
+    head = _head(text)
+    size = _webp_size(head, tf.where)
+    return tf.cond(
+        _is_alpha_webp(head),
+        lambda: _decode_any(_with_alpha(encoded, head), 4, size, max_pixels)[
+            ..., :3
+        ],
+        lambda: _decode_any(encoded, 3, size, max_pixels),
+    )
+
+
+def _decode_any(encoded, channels, size, max_pixels):
+    """The pixels of a file whose size its head says."""
+    import tensorflow as tf
+
+    with _checked(*size, max_pixels):
+        return tf.io.decode_image(encoded, channels, expand_animations=False)
+
+
+def _head(text):
+    """The bytes that a file begins with, as integers in a graph."""
+    import tensorflow as tf
+
+    head = tf.io.decode_raw(text, tf.uint8)[:_HEAD_BYTES]
+    return tf.unstack(tf.cast(head, tf.int64), _HEAD_BYTES)
 
 
 def jpeg_shape(encoded: Any, *, max_pixels: int = MAX_PIXELS) -> Any:
@@ -379,7 +425,7 @@ def _checked(height, width, max_pixels):
     """A context that refuses too many pixels, and sides of which none is."""
     return _required(
         (height > 0) & (width > 0) & (height * width <= max_pixels),
-        f"An image must have from 1 to {max_pixels} pixels",
+        "An image must have pixels, and at most `max_pixels`",
     )
 
 
@@ -406,11 +452,6 @@ def _decode_jpeg(encoded, shape, shrink_to):
 def _number(head, start, count):
     """An integer of some bytes, the lowest first."""
     return sum(head[start + i] * 256**i for i in range(count))
-
-
-def _png_size(head):
-    """Height and width, stored with the highest byte first."""
-    return [_number(head[stop - 4 : stop][::-1], 0, 4) for stop in (24, 20)]
 
 
 def _bmp_size(head):
