@@ -76,6 +76,7 @@ def test_nothing_is_set_on_a_cpu_without_avx2(undecided, monkeypatch):
     assert cpu.SETTING not in os.environ
 
 
+@pytest.mark.integration
 def test_on_by_default():
     assert in_new_process(OURS_FIRST) == ("native, on, by keras_resnext", 0)
 

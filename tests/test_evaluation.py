@@ -48,6 +48,7 @@ def test_evaluation_refuses_other_classes(toy_run):
         evaluate(toy_run.load_model(), "digits")
 
 
+@pytest.mark.integration
 def test_what_fails_beside_decoding_is_no_bad_image(toy_run, toy_recipe):
     """Even with the error that decoding would raise."""
 

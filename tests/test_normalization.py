@@ -81,6 +81,7 @@ def expected(model, images):
     return model.predict(images.astype("float32"), verbose=0)
 
 
+@pytest.mark.integration
 @every_format
 def test_a_users_model_is_exported_as_it_is(name, own_model, crops, tmp_path):
     """No argument; what the model says of raw photographs, the file says."""

@@ -339,6 +339,15 @@ def test_a_run_has_one_writer(started, recipe):
     assert state(started.path) == before
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal; a shell ignores it for background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_a_wish(number):
     before = signal.getsignal(number)
@@ -349,6 +358,7 @@ def test_the_first_signal_is_a_wish(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_interrupt_stops_at_once(caplog):
     with stop_flag() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -370,6 +380,7 @@ def test_what_a_shell_has_told_to_ignore_stays_ignored():
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_saves_and_ends(recipe, toy_run, tmp_path):
     steps = []
 
@@ -413,6 +424,7 @@ def test_a_folder_deleted_at_the_end_is_not_ready(recipe, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_training_is_refused_until_the_first_is_killed(
     recipe, tmp_path
 ):

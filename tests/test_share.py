@@ -147,6 +147,7 @@ def read_in_process(code, hub, tmp_path, *arguments):
     return process.stdout
 
 
+@pytest.mark.integration
 def test_pushed_opens_here(hub, classifier, evaluation):
     url = keras_resnext.push_to_hub(
         classifier,

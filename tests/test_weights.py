@@ -527,6 +527,7 @@ def test_a_hundred_paths_stay_in_order(form, tmp_path):
     )
 
 
+@pytest.mark.integration
 def test_export_opens_in_torch_and_here(tmp_path):
     source, _ = tiny_tensors(form="concatenated")
     path = tmp_path / "mine.safetensors"
