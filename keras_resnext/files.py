@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -18,7 +19,8 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-_LOCK = ".lock"
+_LOCK = ".keras_resnext.lock"
+_RECORD = b"process "  # how it begins
 # What a file system without locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 # Errors of writing, which do not say to what.
@@ -161,6 +163,9 @@ def held(
     with _locked(path, holder, argument):
         try:
             yield check
+        except OSError:
+            check()  # a write may have failed because the folder is gone
+            raise
         finally:
             # While it is locked, or it might be the next process' file.
             with contextlib.suppress(OSError):
@@ -186,7 +191,7 @@ def check_not_held(folder: str | os.PathLike[str], *, argument: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         path = pathlib.Path(folder, _LOCK)
-        with open(path, "r+b") as file:
+        with _open_lock(path, os.O_RDWR) as file:
             _lock(file, path, argument)
 
 
@@ -194,10 +199,11 @@ def check_not_held(folder: str | os.PathLike[str], *, argument: str) -> None:
 def _locked(path, holder, argument):
     """A file that this process has locked and written `holder` to."""
     for _ in range(100):
-        with open(path, "a+b") as file:
+        with _open_lock(path, os.O_RDWR | os.O_CREAT) as file:
             _lock(file, path, argument)
             with _named(path):
-                file.truncate(0)
+                file.seek(0)
+                file.truncate()
                 file.write(holder.encode())
                 file.flush()
             # Its last holder may have deleted it after it was opened here.
@@ -205,6 +211,31 @@ def _locked(path, holder, argument):
                 yield
                 return
     raise OSError(f"{path} does not keep what is written to it.")
+
+
+def _open_lock(path, flags):
+    """Open a file that was written by `_locked`, or is new; never another's.
+
+    A folder that was downloaded may have a link to any file in its place.
+    """
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileExistsError(
+                f"{path} must be the lock of this folder; it is a link."
+            ) from error
+        raise
+    content = b""
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        content = file.read(len(_RECORD))
+        if content in (b"", _RECORD):
+            return file
+    file.close()
+    raise FileExistsError(
+        f"{path} must be the lock of this folder; it is another program's."
+    )
 
 
 def _lock(file, path, argument):
@@ -227,7 +258,7 @@ def _this_process():
     """A line that names this process, and one that no other will write."""
     now = datetime.datetime.now(datetime.UTC)
     return (
-        f"process {os.getpid()} on {socket.gethostname()} since "
+        f"{_RECORD.decode()}{os.getpid()} on {socket.gethostname()} since "
         f"{now:%Y-%m-%d %H:%M:%S} UTC\n{uuid.uuid4()}\n"
     )
 

@@ -5,7 +5,7 @@ decode a pixel, and give the same pixels, turned upright as EXIF says.
 
 | format | what is read |
 |---|---|
-| JPEG | grey, RGB and CMYK; baseline and progressive |
+| JPEG | grey and RGB; CMYK as Adobe writes it (to one level of 255) |
 | PNG | all; of 16 bits a channel the upper 8; alpha is dropped |
 | GIF | the first frame, which must fill the picture |
 | BMP | 8 (a palette), 24 or 32 bits a pixel, not compressed |
@@ -46,6 +46,11 @@ _MAGIC = {
 }
 
 _NEVER = 1 << 30
+
+# Adobe stores the inverse; of other files nobody knows, and decoders differ.
+_WHICH_CMYK = "a JPEG file in CMYK must have Adobe's mark"
+# Behind two bytes that an expression for text cannot name.
+_ADOBE_MARK = r"\C*\x00\x0eAdobe\C*"
 
 # Of a file, all that the gate looks at; the masks of a BMP file end here.
 _HEAD_BYTES = 66
@@ -158,6 +163,8 @@ def _read_file(file, max_pixels, shrink_to):
         _check_pixels(*image.size, max_pixels)
         if kind == "GIF" and image.tile[0][1] != (0, 0, *image.size):
             raise ValueError("a GIF file's first frame must fill the picture")
+        if image.mode == "CMYK" and "adobe" not in image.info:
+            raise ValueError(_WHICH_CMYK)
         if kind == "JPEG":
             image.draft(None, (shrink_to, shrink_to))
         return to_upright_rgb(image)
@@ -237,8 +244,8 @@ def check_max_pixels(value: int) -> None:
 def _check_pixels(width, height, max_pixels):
     if width * height > max_pixels:
         raise ValueError(
-            f"it has {width}x{height} pixels, more than `max_pixels`, "
-            f"{max_pixels}"
+            f"it has {width}x{height} pixels, more than `max_pixels` "
+            f"({max_pixels})"
         )
 
 
@@ -407,9 +414,15 @@ def jpeg_shape(encoded: Any, *, max_pixels: int = MAX_PIXELS) -> Any:
     """
     import tensorflow as tf
 
-    shape = tf.io.extract_jpeg_shape(encoded)[:2]
-    with _checked(*tf.unstack(tf.cast(shape, tf.int64)), max_pixels):
-        return tf.identity(shape)
+    height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(encoded))
+    known = tf.cond(
+        channels == 4,
+        lambda: tf.strings.regex_full_match(encoded, _ADOBE_MARK),
+        lambda: tf.constant(True),
+    )
+    size = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
+    with _required(known, _WHICH_CMYK), _checked(*size, max_pixels):
+        return tf.stack([height, width])
 
 
 def _required(condition, message):
@@ -422,10 +435,10 @@ def _required(condition, message):
 
 
 def _checked(height, width, max_pixels):
-    """A context that refuses too many pixels, and sides of which none is."""
+    """A context that refuses too many pixels, and sides of no pixel."""
     return _required(
         (height > 0) & (width > 0) & (height * width <= max_pixels),
-        "An image must have pixels, and at most `max_pixels`",
+        "An image must have at least one pixel and at most `max_pixels`",
     )
 
 

@@ -326,14 +326,25 @@ class EvalTransform:
         import tensorflow as tf
 
         image = tf.convert_to_tensor(image, tf.uint8)
-        sides = tf.shape(image)[:2]
-        sides = self.resize_size * sides // tf.reduce_min(sides)
-        for axis in (1, 0):  # the width first, as Pillow does
-            # The operation makes a float32 copy of what it does not shrink
+        stored = tf.shape(image, tf.int64)[:2]
+        height, width = tf.unstack(
+            self.resize_size * stored // tf.reduce_min(stored)
+        )
+
+        def width_first():  # as Pillow does
+            # The operation makes a float32 copy of what it does not resize
             # first, the rows; turned, that copy is small.
-            image = tf.transpose(image, (1, 0, 2))
-            image = self._resize_rows(image, sides[axis])
-        return tf.ensure_shape(image, (self.image_size, self.image_size, 3))
+            turned = tf.transpose(image, (1, 0, 2))
+            resized = tf.transpose(self._resize_rows(turned, width), (1, 0, 2))
+            return self._resize_rows(resized, height)
+
+        def height_first():
+            resized = tf.transpose(self._resize_rows(image, height), (1, 0, 2))
+            return tf.transpose(self._resize_rows(resized, width), (1, 0, 2))
+
+        # A column of pixels would first become `image_size` columns.
+        resized = tf.cond(height > _LONG * width, height_first, width_first)
+        return tf.ensure_shape(resized, (self.image_size, self.image_size, 3))
 
     def _resize_rows(self, image, side):
         """The middle of the first axis resized to `side`, in whole levels."""

@@ -207,11 +207,34 @@ def test_a_folder_in_which_nothing_was_written_leaves_no_trace(tmp_path):
 
 
 def test_a_lock_without_a_holder_is_free(tmp_path):
-    (tmp_path / ".lock").write_text("process 1 on another host since 2020\n")
+    (tmp_path / ".keras_resnext.lock").write_text(
+        "process 1 on another host since 2020\n"
+    )
     check_not_held(tmp_path, argument="workdir")
     with held(tmp_path, argument="workdir") as check:
         check()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_lock_overwrites_no_other_file(tmp_path, linked):
+    """A run that was downloaded may have any file, or link, in its place."""
+    other = tmp_path / "other.txt"
+    other.write_text("important")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = folder / ".keras_resnext.lock"
+    if linked:
+        lock.symlink_to(other)
+    else:
+        shutil.copy(other, lock)
+    for take in (
+        lambda: check_not_held(folder, argument="workdir"),
+        lambda: held(folder, argument="workdir").__enter__(),
+    ):
+        with pytest.raises(FileExistsError, match="must be the lock of this"):
+            take()
+    assert other.read_text() == lock.read_text() == "important"
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -297,7 +320,7 @@ def test_a_process_that_died_holds_nothing(tmp_path, number):
     finally:
         process.kill()
         process.communicate()
-    assert (tmp_path / ".lock").exists()
+    assert (tmp_path / ".keras_resnext.lock").exists()
     with held(tmp_path, argument="workdir") as check:
         check()
     assert not list(tmp_path.iterdir())

@@ -169,15 +169,17 @@ def test_the_graph_agrees_with_pillow(
 
 @interpolations
 def test_long_images_are_not_resized_whole(interpolation):
-    """(256, 512000, 3) would take 0.4 GB, in float32 1.5 GB."""
-    image = np.tile(NOISE[:, :1], (11, 1, 1))[:2000]
+    """(256, 51200000, 3) would take 39 GB, and (256, 200000, 3) 0.6 GB."""
+    image = np.tile(NOISE[:, :1], (1100, 1, 1))[:200_000]
     transform = EvalTransform(
         image_size=224, resize_size=256, interpolation=interpolation
     )
     found = transform.pixels_in_graph(tf.constant(image)).numpy()
     assert found.shape == (224, 224, 3)
-    # The middle 224 rows of 512000 lie between two rows of the image.
-    middle = Image.fromarray(image[990:1010])
+    wide = transform.pixels_in_graph(tf.constant(image.transpose(1, 0, 2)))
+    np.testing.assert_allclose(wide, found.transpose(1, 0, 2), atol=1)
+    # The middle 224 rows lie between two rows of the image.
+    middle = Image.fromarray(image[99_990:100_010])
     middle = middle.resize((256, 256 * 20), RESAMPLING[interpolation])
     expected = np.asarray(middle)[2448:2672, 16:240]
     for pixels in found, transform.pixels(image).astype("float32"):

@@ -23,16 +23,20 @@ from keras_resnext.quiet import hidden_stderr
 SECONDS_BETWEEN_LINES = 60  # of progress, in a file
 
 
+# Line breaks, tabs, and the joiners of letters and of emoji.
+_KEPT = "\n\t\u200c\u200d"
+
+
 def printable(text):
     """Text without what a terminal would obey, or could not show.
 
     Names of files, classes and data sets are strangers'. Control characters,
     those that turn the direction of writing, and bytes that are not UTF-8
-    become their escapes; line breaks, tabs and wide spaces stay.
+    become their escapes; line breaks, tabs, wide spaces and joiners stay.
     """
     return "".join(
         c
-        if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        if c.isprintable() or c in _KEPT or unicodedata.category(c) == "Zs"
         else ascii(c)[1:-1]
         for c in text
     )

@@ -55,8 +55,8 @@ def stop_flag() -> Iterator[Callable[[], int]]:
             # The line that it interrupts may be one of the log's.
             with contextlib.suppress(RuntimeError):
                 _log.warning(
-                    "Training stops once the step is done and saved; press "
-                    "Ctrl-C again to stop at once."
+                    "Training will save and stop after the current step or "
+                    "evaluation; press Ctrl-C again to stop at once."
                 )
 
     before = {

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import typing
 import zipfile
+import zlib
 from typing import Any
 
 import keras
@@ -47,7 +48,7 @@ class Run:
     | `learning_curves.png` | a plot of the history |
     | `model.keras` | the trained model, once training is finished |
     | `model_epoch10.keras` | what it was before the run was extended |
-    | `.lock` | which process is training here, while it is |
+    | `.keras_resnext.lock` | which process is training here, while it is |
 
     Runs of earlier versions have a `labels.txt` and no `data.json`.
 
@@ -416,7 +417,7 @@ def _json(text, path):
         return json.loads(text)
     except (RecursionError, ValueError) as error:
         raise ValueError(
-            f"{path} must have JSON; {first_line(error)}."
+            f"{path} must be valid JSON; {first_line(error)}."
         ) from error
 
 
@@ -441,11 +442,18 @@ def _write_names(path, names):
 
 
 def _is_whole(path):
-    """Whether a file is a model as Keras writes it, as far as its end shows."""
+    """Whether a file is a model as Keras writes it, with all its bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return set(archive.namelist()) >= _MODEL_MEMBERS
+            return (
+                set(archive.namelist()) >= _MODEL_MEMBERS
+                and archive.testzip() is None
+            )
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return False  # cut off, or something else
+    # Cut off, overwritten, or something else.
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError),
+        *(NotImplementedError, RuntimeError, ValueError),
+    ):
+        return False

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
+from signal import SIGTERM
 from typing import Any
 
 import keras
@@ -140,7 +141,7 @@ def train(
     if recipe.weights:
         find_source(recipe.weights, recipe.model)
     if data.is_folder:
-        _check_data(data, recipe, run)
+        _check_data(data, recipe, run, strategy)
     with _only_writer(run, strategy) as check_folder:
         run.check(recipe)  # or another process has written meanwhile
         if _is_done(run, recipe):
@@ -151,7 +152,7 @@ def train(
         with strategy.scope():
             model = build_model(recipe, len(data.labels))
         _prepare(data, strategy)
-        _check_data(data, recipe, run)  # some of it is not known before
+        _check_data(data, recipe, run, strategy)  # now all of it is known
         _check_same_data(data, strategy)
         check_folder()
         if is_chief(strategy):
@@ -223,7 +224,18 @@ def _check_support(recipe, options, strategy):
         )
 
 
-def _check_data(data, recipe, run):
+def _check_data(data, recipe, run, strategy):
+    """Refuse, on all workers, data that do not fit the run on one of them."""
+    error = None
+    try:
+        _check_own_data(data, recipe, run)
+    except (OSError, ValueError) as failure:
+        error = failure
+    message = f"The data set of another worker does not fit {run.path}."
+    fail_together(strategy, error, f"{message} See its error.")
+
+
+def _check_own_data(data, recipe, run):
     """Refuse other classes or images than the run's, and less than a batch."""
     run.check_labels(data.labels)
     data.val_split  # noqa: B018 (refuses data that has none)
@@ -451,6 +463,9 @@ class _Training:
             self.totals.assign(tf.zeros_like(self.totals))
             self._save()
             on_epoch(self.log.history[-1])
+            if epoch + 1 < self.recipe.epochs:
+                signal = max(gather(self.strategy, stop()))
+                self._stop(int(self.step), signal)
         self.check_folder()
         self.log.draw()
         self._write_result()
@@ -537,11 +552,16 @@ class _Training:
         if stop or (every and step % every == 0):
             self._save()
         if stop:
-            message = (
+            self._stop(step, signal or SIGTERM)
+
+    def _stop(self, step, signal):
+        """End training if there was a signal."""
+        if signal:
+            raise TrainingStoppedError(
                 f"Stopped after step {step} of {self.total_steps}; run the "
-                "same training again to resume."
+                "same training again to resume.",
+                signal,
             )
-            raise TrainingStoppedError(message, *filter(None, [signal]))
 
     def _progress(self, epoch, sums, clock):
         """The `Progress` after a call, whose sums are 0 before the first."""

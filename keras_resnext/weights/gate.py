@@ -2,9 +2,9 @@
 
 A file from a stranger may name other files, wait for ever, or declare arrays
 that no memory holds. What is checked here are names, shapes, types, storage
-and links; no array is read but what a filter or an archive must be unpacked
-for, and of that no more than it declares. Errors give the reason, to which
-callers add the path.
+and links. Arrays are not read, except where compressed data or an archive must
+be unpacked to be checked, and then never beyond the declared size. Errors give
+the reason, to which callers add the path.
 """
 
 import contextlib
@@ -104,9 +104,7 @@ def check_safetensors_header(path: str | os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if _MOST_HEADER < size <= os.path.getsize(path):
-        raise ValueError(
-            f"its header must be of at most {_MOST_HEADER // MB} MB"
-        )
+        raise ValueError(f"its header must be at most {_MOST_HEADER // MB} MB")
 
 
 def check_real(name: str, dtype: str) -> None:
