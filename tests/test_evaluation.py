@@ -14,6 +14,7 @@ from keras_resnext.training.pipeline import evaluation_batches
 from keras_resnext.transforms import EvalTransform
 
 
+@pytest.mark.integration
 def test_evaluation_counts_every_image_and_agrees_with_keras(toy_run, shades):
     """Against `Model.evaluate`, on a split of 15 in batches of 4."""
     model = toy_run.load_model()

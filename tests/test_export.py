@@ -85,6 +85,7 @@ def test_files_agree_with_keras(name, small_model, pixels, tmp_path):
     )
 
 
+@pytest.mark.integration
 @every_format
 def test_branches_export_too(name, branches_model, pixels, tmp_path):
     artifact = EXPORTERS[name](branches_model, tmp_path / "m", images=pixels)

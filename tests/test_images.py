@@ -459,6 +459,7 @@ def test_windows(orientation):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.integration
 def test_windows_decoded_from_a_jpeg():
     """`decode_and_crop_jpeg` with the window is the upright image's crop.
 

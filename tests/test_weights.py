@@ -335,6 +335,7 @@ def test_imagenet_means_the_best_without_restrictions():
         keras_resnext.ResNeXt50(weights="absent.pth")
 
 
+@pytest.mark.integration
 def test_the_packages_own_weights(tmp_path, monkeypatch):
     """They are installed with it, and checked like the others."""
     classifier = keras_resnext.Classifier.load(
