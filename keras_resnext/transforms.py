@@ -194,7 +194,7 @@ class EvalTransform:
 
         Eight times `resize_size`, of which nothing is left to see after the
         resize, see `keras_resnext.images.read_picture`. It bounds the memory
-        of a file that claims to be huge.
+        of a huge JPEG, but for progressive ones, whose coefficients are kept.
         """
         return 8 * self.resize_size
 

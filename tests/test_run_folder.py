@@ -113,6 +113,17 @@ def train_up_to_start(recipe, workdir):
         train(recipe, workdir, on_start=start)
 
 
+def test_accents_are_the_same_however_they_are_spelled(data):
+    """As one letter, or, on macOS, as a letter and its accent."""
+    place = data / "train" / "40"
+    found = set()
+    for name in "caf\u00e9.png", "cafe\u0301.png", "cafe.png":
+        (place / "0.png").rename(place / name)
+        found.add(open_dataset(data).fingerprint.number)
+        (place / name).rename(place / "0.png")
+    assert len(found) == 2
+
+
 def test_copies_and_what_is_not_trained_on_are_the_same(started, recipe, data):
     """Another time of a file, another split, a file that is no image."""
     shutil.copytree(data, data.with_name("copy"))
@@ -465,27 +476,25 @@ def test_a_second_training_is_refused_until_the_first_is_killed(
     assert not (workdir / ".keras_resnext.lock").exists()
 
 
+def start_two_workers(recipe, workdir):
+    return [
+        process.start(
+            recipe, workdir, environment=variables, strategy="multiworker"
+        )
+        for variables in process.workers_of_tf_config()
+    ]
+
+
 @pytest.mark.integration
 def test_a_second_job_of_two_workers_is_refused(recipe, tmp_path):
     """On all of its workers; the first job's are not disturbed."""
     recipe = dataclasses.replace(recipe, epochs=1000)
 
-    def start():
-        return [
-            process.start(
-                recipe,
-                tmp_path / "run",
-                environment=variables,
-                strategy="multiworker",
-            )
-            for variables in process.workers_of_tf_config()
-        ]
-
-    first, second = start(), []
+    first, second = start_two_workers(recipe, tmp_path / "run"), []
     try:
         for _ in range(4):
             assert first[0].stdout.readline()
-        second = start()
+        second = start_two_workers(recipe, tmp_path / "run")
         errors = []
         for worker in second:
             _, error = worker.communicate(timeout=300)
@@ -532,15 +541,7 @@ def test_workers_have_the_same_data(recipe, data, tmp_path):
 @pytest.mark.slow
 def test_a_folder_deleted_under_two_workers_stops_both(recipe, tmp_path):
     recipe = dataclasses.replace(recipe, epochs=1000)
-    workers = [
-        process.start(
-            recipe,
-            tmp_path / "run",
-            environment=variables,
-            strategy="multiworker",
-        )
-        for variables in process.workers_of_tf_config()
-    ]
+    workers = start_two_workers(recipe, tmp_path / "run")
     try:
         for _ in range(4):
             assert workers[0].stdout.readline()

@@ -79,8 +79,9 @@ def test_in_a_terminal_and_in_files(classifier, photos, run_cli, monkeypatch):
     assert "\x1b" not in output
     for name in NAMES:
         # The file's name and, beside it, the class.
-        assert output.count(printable(name).replace("/", "|")) >= 1
-        assert output.count(printable(name)) >= 1
+        shown = printable(name)
+        assert f"│ {shown.replace('/', '|')}.png " in output
+        assert f"│ {shown} " in output
     _, output, _ = run_cli(*arguments, "--json", "--top", 1)
     found = {
         record["image"]: record["classes"][0]["label"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Collection
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """A data set in so far as training depends on it.
+    """The parts of a data set that training depends on.
 
     Files that were touched or copied, or are in another place, are the same;
     those with another name or size are not.
@@ -178,8 +179,10 @@ def _names_by_class(
 
 def _digest(folder, names):
     """A hash of names and sizes of files, the same on every machine."""
-    digest = hashlib.blake2b(digest_size=8)
+    files = []
     for name in names:
         size = os.stat(os.path.join(os.fsencode(folder), name)).st_size
-        digest.update(b"%b\0%d\0" % (name, size))
-    return digest.hexdigest()
+        # macOS spells accents in another way than other systems.
+        same = unicodedata.normalize("NFC", name.decode()).encode()
+        files.append(b"%b\0%d\0" % (same, size))
+    return hashlib.blake2b(b"".join(sorted(files)), digest_size=8).hexdigest()
