@@ -156,8 +156,8 @@ def require_torch(what: object) -> None:
 
 @contextlib.contextmanager
 def open_pth(path):
-    require_torch(path)
     gate.check_regular(path)
+    require_torch(path)
     try:
         is_archive = gate.check_pth(path)
         import torch
