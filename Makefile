@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe bench bench-all study fashion lint golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ test-next: $(VENV)/dev.installed  ## Quick tests on pre-releases of TensorFlow a
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
+
+fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
+	$(BIN)/python -m tests.fuzz --minutes 60
 
 bench: $(VENV)/peers.installed  ## Time this package and its peers, 15 minutes
 	$(BIN)/python -m benchmarks compare

@@ -76,11 +76,13 @@ def first_line(error: BaseException) -> str:
         error: The exception.
 
     Returns:
-        One line, for another error's message.
+        One line, for another error's message. Characters that cannot be
+        printed, which may come from a file, are replaced by their escapes.
 
     Example:
 
     >>> first_line(ValueError("Bad shape.\\nMore details."))
     'Bad shape.'
     """
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -348,8 +348,9 @@ def _decode_bmp(encoded, text, max_pixels):
     import tensorflow as tf
 
     head = _head(text)
+    size = tf.cast(tf.strings.length(encoded), tf.int64)
     with _required(
-        _is_plain_bmp(head),
+        _is_plain_bmp(head) & (14 + _number(head, 14, 4) <= size),
         "A BMP file must have 8, 24 or 32 bits a pixel, not compressed",
     ):
         image = _decode_any(encoded, 3, _bmp_size(head), max_pixels)
@@ -491,9 +492,7 @@ def _bmp_palette(encoded, head):
     # Between the header, whose size is at byte 14, and the pixels, which
     # begin where bytes 10 to 13 say.
     start, stop = 14 + _number(head, 14, 4), _number(head, 10, 4)
-    palette = tf.strings.substr(
-        encoded, start, tf.clip_by_value(stop - start, 0, 1024)
-    )
+    palette = _part(encoded, start, tf.clip_by_value(stop - start, 0, 1024))
     palette += tf.constant(bytes(1024))  # black, as in Pillow
     colors = tf.io.decode_raw(palette, tf.uint8)[:1024]
     return tf.reshape(colors, (256, 4))[:, 2::-1]  # BGR and a filler
@@ -542,7 +541,21 @@ def _with_byte(encoded, position, value):
 
     byte = tf.gather([bytes([i]) for i in range(256)], value)
     before = tf.strings.substr(encoded, tf.zeros_like(position), position)
-    return before + byte + tf.strings.substr(encoded, position + 1, _ALL)
+    return before + byte + _part(encoded, position + 1, _ALL)
+
+
+def _part(encoded, start, size):
+    """Some bytes of a string; none from behind its end.
+
+    TensorFlow has the whole string in its error, which Python cannot read.
+    """
+    import tensorflow as tf
+
+    start = tf.minimum(
+        tf.cast(start, tf.int64),
+        tf.cast(tf.strings.length(encoded), tf.int64),
+    )
+    return tf.strings.substr(encoded, start, tf.cast(size, tf.int64))
 
 
 def _first_gif_frame(encoded):

@@ -31,6 +31,11 @@ LEGACY, GROUP, TENSOR = "predictions", "layers/dense/vars", "fc.weight"
 HUGE = (14 * GB // 40, 10)  # 14 GB of float32
 
 TRAPS = {}
+# How names of those begin that take a second to write.
+COSTLY = (
+    *("long_", "lying_", "header", "gzip_bomb", "huge_chunk", "inflating"),
+    "deflated",
+)
 
 
 def trap(name):

@@ -24,19 +24,16 @@ from tests.hostile_weights import rezip
 # Of a refusal.
 MOST_BYTES, MOST_SECONDS = 200e6, 2
 
-# Of the others, which take a second to write or need torch, and of these,
+# Of the others, which are costly or need torch, and of these,
 # `test_refusals_are_cheap` asks the same.
-_OTHERS = (
-    *("long_", "lying_", "header", "gzip_bomb", "huge_chunk", "inflating"),
-    *("complex.safetensors", "hole"),
-)
+_NEED_TORCH = ("complex.safetensors", "hole")
 _KINDS = ("fifo", "device", "socket")
 # What is wrong in them is no part of the weights.
 MODELS = [f"{x.__name__}.keras" for x in hostile_weights.CONFIGS]
 SMALL = [
     name
     for name in TRAPS
-    if not name.startswith(_OTHERS)
+    if not name.startswith((*hostile_weights.COSTLY, *_NEED_TORCH))
     and name not in MODELS
     and (not name.endswith(".pth") or name.startswith(_KINDS))
 ]

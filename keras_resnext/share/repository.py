@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_resnext.classifier import CONFIG_FILE
 from keras_resnext.classifier import Classifier
+from keras_resnext.extras import first_line
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import image_size
 from keras_resnext.inspection import input_kind
@@ -272,10 +273,14 @@ def read_exports(
             if entry["passed"]
         ]
         about, *_ = report["model"], report["input"], report["images"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(OSError, KeyError, RecursionError),
+        *(TypeError, ValueError),
+    ) as error:
         raise ValueError(
             "`exports` must be a folder that export_files or `keras-resnext "
-            f"export` wrote; {folder} has no report to read ({error})."
+            f"export` wrote; {folder} has no report to read "
+            f"({first_line(error)})."
         ) from error
     files = [
         file

@@ -362,7 +362,7 @@ def read_images(
         except ValueError as error:
             raise ValueError(
                 "`dataset` must have images that can be decoded; cannot decode "
-                f"{name.decode()}: {error}"
+                f"{name.decode()}: {first_line(error)}"
             ) from error
         labels.append(label)
     if not images:

@@ -109,7 +109,7 @@ class Fingerprint:
             return cls(str(found["version"]), parts)
         # What another file may lead to.
         except (
-            *(AttributeError, KeyError, RecursionError),
+            *(AttributeError, KeyError, OverflowError, RecursionError),
             *(TypeError, ValueError),
         ) as error:
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_resnext.extras import first_line
 from keras_resnext.files import staged
 from keras_resnext.images import IMAGE_SUFFIXES
 
@@ -101,10 +102,10 @@ class MadeSplit:
                 isinstance(n, str) for n in made.validation
             ):
                 raise TypeError("`validation` must be a list of names")
-        except (TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`split_file` must be a recorded split; {os.fspath(path)} is "
-                f"not ({error})."
+                f"not ({first_line(error)})."
             ) from error
         return made
 

@@ -1,5 +1,6 @@
 """The configuration of a training run, without TensorFlow."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -12,6 +13,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from keras_resnext.extras import first_line
 from keras_resnext.extras import suggest
 from keras_resnext.files import staged
 
@@ -306,7 +308,8 @@ class Recipe:
         """Refuse values of another type; ints become floats, lists tuples."""
         value = getattr(self, field.name)
         if field.type is float and type(value) is int:
-            value = float(value)
+            with contextlib.suppress(OverflowError):  # or it is refused below
+                value = float(value)
         elif type(field.type) is types.GenericAlias:
             value = tuple(value) if type(value) is list else value
         object.__setattr__(self, field.name, value)
@@ -425,9 +428,15 @@ class Recipe:
         10
         """
         try:
-            return cls(**json.loads(pathlib.Path(path).read_bytes()))
+            fields = json.loads(pathlib.Path(path).read_bytes())
+            unknown = sorted({*fields} - _kinds().keys())
+            if unknown:
+                raise ValueError(f"it has {', '.join(map(repr, unknown))}")
+            return cls(**fields)
         except (OSError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} must be a recipe; {error}.") from error
+            raise ValueError(
+                f"{path} must be a recipe; {first_line(error)}."
+            ) from error
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with fields set from strings, as on the command line.

@@ -16,10 +16,13 @@ import mmap
 import os
 import pickletools
 import stat
+import struct
 import typing
 import zipfile
 import zlib
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
@@ -52,6 +55,9 @@ _MOST_CALLS = 40_000
 # Of a name, and of a list of names.
 _MOST_LETTERS = 1000
 _MOST_NAMES = 32 * MB
+# Of a zip archive's local headers: what is before the lengths of the name and
+# of the extra field, which the content follows.
+_NAME_LENGTHS = 26
 # safetensors' names of real numbers.
 _REAL = {
     *("F16", "BF16", "F32", "F64", "I8", "I16", "I32", "I64"),
@@ -64,6 +70,18 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+
+
+class Place(typing.NamedTuple):
+    """Where bytes are in a file, or in memory.
+
+    Args:
+        start: Position of the first.
+        size: How many.
+    """
+
+    start: int
+    size: int
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -125,14 +143,15 @@ def check_real(name: str, dtype: str) -> None:
         raise ValueError(f"{name} is of {dtype}, not of real numbers")
 
 
-def check_pth(path: str | os.PathLike[str]) -> bool:
+def check_pth(path: str | os.PathLike[str]) -> set[Place] | None:
     """Refuse a file of torch's that would unpack to more than its size.
 
     Args:
         path: A regular file.
 
     Returns:
-        Whether it is an archive, as torch writes since 1.6.
+        The `Place` of each member, if it is an archive as torch writes since
+        1.6; else `None`.
 
     Raises:
         ValueError: the reason.
@@ -140,15 +159,15 @@ def check_pth(path: str | os.PathLike[str]) -> bool:
 
     Example:
 
-    >>> check_pth("resnext50_32x4d-7cdf4587.pth")
-    False
+    >>> check_pth("resnext50_32x4d-7cdf4587.pth") is None
+    True
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":
             file.seek(0)
             for _ in range(_PICKLES):
                 _check_pickle(file)
-            return False
+            return None
     with zipfile.ZipFile(path) as archive:
         members = _checked_members(archive)
         for member in members.values():
@@ -161,7 +180,15 @@ def check_pth(path: str | os.PathLike[str]) -> bool:
                 if member.file_size > _MOST_PICKLE:
                     raise ValueError(f"{name} is {_in_mb(member.file_size)}")
                 _check_pickle(io.BytesIO(_read_member(archive, member)))
-    return True
+        return {_place(archive.fp, member) for member in members.values()}
+
+
+def _place(file, member):
+    """Where a member that is not compressed is in a file."""
+    file.seek(member.header_offset + _NAME_LENGTHS)
+    lengths = struct.unpack("<HH", file.read(4))
+    start = member.header_offset + _NAME_LENGTHS + 4 + sum(lengths)
+    return Place(start, member.file_size)
 
 
 def _check_pickle(file):
@@ -204,6 +231,35 @@ def check_tensor(name: str, tensor: Any) -> None:
             f"{name} has {bytes_declared} bytes, of which {bytes_stored} are "
             "stored"
         )
+
+
+def check_mapped(tensors: Iterable[Any], places: Collection[Place]) -> None:
+    """Refuse tensors that are not in members of just their size.
+
+    torch maps a file into memory, takes where a member begins from the archive
+    and its size from the pickle, and would go on into the next.
+
+    Args:
+        tensors: Each a `torch.Tensor` of one file that is mapped.
+        places: What `check_pth` returned for it.
+
+    Raises:
+        ValueError: if one of them is not.
+
+    Example:
+
+    >>> check_mapped(state.values(), places)
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    mapped = {Place(x.data_ptr(), x.nbytes()) for x in storages if x.nbytes()}
+    first = min(mapped, default=None)
+    # Where the file begins in memory, torch does not say.
+    bases = [first.start - x.start for x in places if first]
+    if first and not any(
+        {Place(x.start - base, x.size) for x in mapped} <= places
+        for base in bases
+    ):
+        raise ValueError("its tensors are not the members of the archive")
 
 
 def check_h5(file: "h5py.File", size: int) -> int:

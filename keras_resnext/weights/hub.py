@@ -351,7 +351,8 @@ def _check_opens(path):
         with safe_open(path, "numpy"):
             pass
     except (SafetensorError, ValueError) as error:
-        _refuse(path, f"a safetensors file: {error}", [path, path.resolve()])
+        reason = f"a safetensors file: {first_line(error)}"
+        _refuse(path, reason, [path, path.resolve()])
 
 
 def _check_first(path, note):

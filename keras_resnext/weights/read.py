@@ -109,7 +109,7 @@ def open_safetensors(path):
         file = safetensors.safe_open(path, "numpy")
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} is not a safetensors file: {error}"
+            f"{path} is not a safetensors file: {first_line(error)}"
         ) from error
     with file:
         shapes = {}
@@ -159,10 +159,11 @@ def open_pth(path):
     gate.check_regular(path)
     require_torch(path)
     try:
-        is_archive = gate.check_pth(path)
+        places = gate.check_pth(path)
         import torch
 
         # Tensors only: a pickle could hold code.
+        is_archive = places is not None
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_archive
         )
@@ -181,6 +182,8 @@ def open_pth(path):
         raise ValueError(f"{path} has no named tensors.")
     for name, tensor in state.items():
         gate.check_tensor(name, tensor)
+    if is_archive:
+        gate.check_mapped(state.values(), places)
     # DataParallel prefixes all names.
     state = {k.removeprefix("module."): x.detach() for k, x in state.items()}
     yield _of_torch(
@@ -221,7 +224,9 @@ def _open_h5(path):
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is not an HDF5 file: {error}") from error
+        raise ValueError(
+            f"{path} is not an HDF5 file: {first_line(error)}"
+        ) from error
     with file:
         gate.check_h5(file, os.path.getsize(path))
         yield file
