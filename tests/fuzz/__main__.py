@@ -20,6 +20,7 @@ _COLUMNS = "{:28} {:>7} {:>7} {:>7}  {}"
 
 
 def main():
+    import keras_resnext  # noqa: F401, before TensorFlow
     from tests.fuzz.readers import READERS
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
@@ -70,7 +71,6 @@ def _run(name, minutes, seed):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
     lines = [json.loads(x) for x in process.stdout.splitlines()]
     loaded = sum(x.get("loaded", 0) for x in lines)
@@ -83,7 +83,6 @@ def _run(name, minutes, seed):
 
 def _search(reader, seconds, seed):
     """Search until the time is up; print what was found as JSON lines."""
-    import keras_resnext  # noqa: F401, before TensorFlow
     from tests.fuzz.search import search
     from tests.fuzz.trial import Trial
 
@@ -102,4 +101,6 @@ def _search(reader, seconds, seed):
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())
