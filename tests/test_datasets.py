@@ -124,6 +124,12 @@ def test_unknown_data_sets_are_refused(tmp_path):
         datasets.open_dataset("digitz")
     with pytest.raises(ValueError, match="image and label .*; glue has"):
         datasets.open_dataset("glue")
+    # TFDS would fetch their list, and the code of some.
+    for name in ("kubric:movi_a", "huggingface:mnist/config", "user:any:1.0.0"):
+        with pytest.raises(ValueError, match=f"not one of a comm.*'{name}'"):
+            datasets.open_dataset(name)
+    assert datasets.open_dataset("digits:1.0.0").labels[0] == "0"
+    assert datasets.open_dataset("digits:*.*.*").labels[0] == "0"
 
 
 def test_unknown_splits_are_refused(digits, image_folder):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Collection
 
 import numpy as np
@@ -25,6 +26,8 @@ from keras_resnext.transforms import EvalTransform
 
 _SHUFFLE_BUFFER = 4096  # images
 HELD_OUT = "held_out"  # the split that `val_fraction` makes
+# `namespace:name`; a digit or a star begins a version instead.
+_COMMUNITY = re.compile(r"[\w-]+:(?![\d*])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,7 +394,7 @@ def locate(name: str | os.PathLike[str]) -> str:
     """
     name = os.fspath(name)
     folder = pathlib.Path(name).expanduser()
-    is_name = os.path.basename(name) == name and name in tfds.list_builders()
+    is_name = os.path.basename(name) == name and name in _known_names()
     return str(folder.resolve()) if folder.is_dir() and not is_name else name
 
 
@@ -452,8 +455,22 @@ def open_dataset(
     return data
 
 
+def _known_names():
+    """Names of the data sets that TFDS installs, or that are registered.
+
+    It would ask two buckets of Google's for those of communities.
+    """
+    return tfds.list_builders(with_community_datasets=False)
+
+
 def _open_tfds(name, data_dir, val_fraction):
     """A data set of TensorFlow Datasets."""
+    if _COMMUNITY.match(name):
+        raise ValueError(
+            "`dataset` must be a folder of images by class or a data set that "
+            "TFDS installs, not one of a community, whose files or code it "
+            f"would fetch; got {name!r}."
+        )
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (
@@ -465,7 +482,7 @@ def _open_tfds(name, data_dir, val_fraction):
             "`dataset` must be a folder of images by class or a name that "
             f"tfds.list_builders() knows, such as digits or cifar10; "
             f"got {name!r}, which is no folder ({first_line(error)})."
-            f"{suggest(name, tfds.list_builders())}"
+            f"{suggest(name, _known_names())}"
         ) from error
     if not (
         {"image", "label"} <= set(builder.info.features)
