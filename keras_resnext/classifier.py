@@ -43,6 +43,7 @@ from keras_resnext.weights.hub import WEIGHTS_FILE
 from keras_resnext.weights.hub import fetch_repository
 from keras_resnext.weights.hub import is_repository
 from keras_resnext.weights.hub import parse_repository
+from keras_resnext.weights.hub import pin
 from keras_resnext.weights.load import fetch_source
 from keras_resnext.weights.read import open_weights
 from keras_resnext.weights.read import reader_of
@@ -122,7 +123,8 @@ class Classifier:
             pixels itself (see `keras_resnext.inspection.input_kind`). Where
             the layers do not say which, there is no default, and predicting
             and evaluating need the argument.
-        record: The published weights it was loaded with, if any.
+        record: The published weights it was loaded with, if any. Of those on
+            the Hugging Face Hub, `record.revision` is the commit.
 
     Raises:
         ValueError: if labels or transform do not fit the model; so does a
@@ -438,9 +440,9 @@ class Classifier:
     @classmethod
     def _load_published(cls, name, weights):
         """A model by name, with published weights and what they go with."""
-        record = get_weights(name, weights)
+        record = pin(get_weights(name, weights))
         size = record.image_size
-        model = build(name, weights=weights, input_shape=(size, size, 3))
+        model = build(name, weights=record, input_shape=(size, size, 3))
         return cls(model, record.labels, record.transform, record)
 
     def save(

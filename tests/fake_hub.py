@@ -29,7 +29,7 @@ class FakeHub:
 
     def __init__(self):
         self.repositories, self.blobs, self.titles = {}, {}, {}
-        self.faults, self.requests = {}, []
+        self.faults, self.requests, self.headers = {}, [], []
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,6 +66,7 @@ class FakeHub:
         body = _read_body(handler)
         path = urllib.parse.unquote(urllib.parse.urlsplit(handler.path).path)
         self.requests.append((handler.command, path))
+        self.headers.append(dict(handler.headers))
         for part, fault in self.faults.items():
             if part in path:
                 if fault == "lost":

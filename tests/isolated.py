@@ -48,11 +48,12 @@ class Isolated:
     unroutable: int
 
 
-def run(*command, environment=None, timeout_s=300):
+def run(*command, answers=True, environment=None, timeout_s=300):
     """Run a command without a network; skips the test where that cannot be.
 
     Args:
         *command: Program and arguments.
+        answers: Whether the resolver does, or is silent.
         environment: Variables to set.
         timeout_s: After how long to give up.
 
@@ -64,7 +65,10 @@ def run(*command, environment=None, timeout_s=300):
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.json")
         done = subprocess.run(
-            [sys.executable, "-m", "tests.isolated", report, *command],
+            [
+                *(sys.executable, "-m", "tests.isolated"),
+                *(report, json.dumps(answers), *command),
+            ],
             cwd=pathlib.Path(__file__).parents[1],
             env={**os.environ, **(environment or {})},
             capture_output=True,
@@ -77,7 +81,7 @@ def run(*command, environment=None, timeout_s=300):
     return Isolated(done.stdout, done.stderr, done.returncode, **found)
 
 
-def _main(report, *command):
+def _main(report, answers, *command):
     try:
         _leave_the_network()
     except OSError as error:
@@ -87,9 +91,8 @@ def _main(report, *command):
     names = set()
     resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     resolver.bind(("127.0.0.1", 53))
-    threading.Thread(
-        target=_answer, args=(resolver, names), daemon=True
-    ).start()
+    arguments = resolver, names, json.loads(answers)
+    threading.Thread(target=_listen, args=arguments, daemon=True).start()
     status = subprocess.run(command).returncode
     found = {"names": sorted(names), "unroutable": _unroutable()}
     pathlib.Path(report).write_text(json.dumps(found))
@@ -139,14 +142,15 @@ def _start_loopback():
         fcntl.ioctl(any_socket, _SET_FLAGS, request)
 
 
-def _answer(resolver, names):
+def _listen(resolver, names, answers):
     """Note each name that is asked for, and answer that there is none."""
     while True:
         question, sender = resolver.recvfrom(4096)
         names.add(_name_in(question))
-        answer = bytearray(question)
-        answer[2:4] = _NO_SUCH_NAME.to_bytes(2)
-        resolver.sendto(answer, sender)
+        if answers:
+            answer = bytearray(question)
+            answer[2:4] = _NO_SUCH_NAME.to_bytes(2)
+            resolver.sendto(answer, sender)
 
 
 def _name_in(question):

@@ -1,13 +1,18 @@
 """What leaves the machine: nothing, where docs/privacy.md says nothing."""
 
+import importlib.util
 import json
+import os
 import pathlib
+import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import fake_hub
 from tests import isolated
 from tests.test_mediapipe import CLASSIFY
 from tests.test_mediapipe import PYTHON as MEDIAPIPE
@@ -41,6 +46,19 @@ import keras_resnext
 from keras_resnext import explain, export, share, training
 keras_resnext.ResNeXt((1, 1), 2, 4, input_shape=(32, 32, 3))
 keras_resnext.Classifier.load("resnext29_8x4d_f64", "fashion_mnist")
+"""
+
+
+# Seconds, and where the file is or why it is not.
+FETCH = """
+import time
+from keras_resnext.weights import hub
+start = time.perf_counter()
+try:
+    found = hub.fetch_repository(hub.Repository("user/birds"), "config.json")
+except Exception as error:
+    found = error
+print(time.perf_counter() - start, found)
 """
 
 
@@ -103,6 +121,68 @@ def test_export(run, folder):
     """With ONNX Runtime and LiteRT in processes of their own."""
     keras_resnext_stays("export", run, "--data-dir", folder / "data")
     assert (run / "export/model.onnx").is_file()
+
+
+def test_what_a_silent_name_server_costs(tmp_path):
+    """In a new process: the Hub's client would ask for a list of its own."""
+    done = isolated.run(
+        *(sys.executable, "-c", FETCH),
+        answers=False,
+        environment={"HF_HOME": str(tmp_path)},
+    )
+    took, message = done.output.split(maxsplit=1)
+    assert "huggingface.co:443: no answer within 4 s" in message
+    assert float(took) < 5
+    assert done.names == ["huggingface.co"]
+
+
+# Those of the client's version that is locked; another may send others.
+HEADERS = {
+    *("Accept", "Accept-Encoding", "Connection", "Host", "authorization"),
+    *("user-agent", "X-Amzn-Trace-Id", "X-HF-Download-Counter"),
+}
+
+
+@pytest.mark.parametrize("telemetry", [True, False])
+def test_what_the_hub_is_sent(telemetry, tmp_path):
+    """The token goes there; a list for telemetry is asked for, without it."""
+    variables = {"HF_HOME": str(tmp_path), "HF_TOKEN": fake_hub.TOKEN}
+    for name in (
+        "HF_HUB_DISABLE_TELEMETRY",
+        "DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+    ):
+        variables[name] = "0"
+    if not telemetry:
+        variables["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    with fake_hub.FakeHub() as hub:
+        hub.repositories["user/birds"] = {
+            "private": True,
+            "commits": [("1" * 40, {"config.json": b"{}"})],
+        }
+        variables["HF_ENDPOINT"] = hub.address
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.strip().endswith("1" * 40), done.stderr
+    sent = list(zip(hub.requests, hub.headers, strict=True))
+    if telemetry:
+        request, headers = sent.pop(0)
+        assert request == ("GET", "/api/agent-harnesses")
+        assert "authorization" not in {name.lower() for name in headers}
+    path = "/user/birds/resolve/main/config.json"
+    assert [request for request, _ in sent] == [("HEAD", path), ("GET", path)]
+    for _, headers in sent:
+        assert set(headers) <= HEADERS
+        assert headers["authorization"] == f"Bearer {fake_hub.TOKEN}"
+        agent = re.sub(r"/[\w.+]+", "", headers["user-agent"])
+        expected = ["unknown", "hf_hub", "python"]
+        if telemetry and importlib.util.find_spec("torch"):
+            expected.append("torch")
+        assert agent.split("; ") == expected
 
 
 @pytest.fixture(scope="module")

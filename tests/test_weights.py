@@ -950,6 +950,33 @@ def test_a_revision_is_asked_for(server):
             keras_resnext.ResNeXt50(weights=wrong)
 
 
+@pytest.mark.integration
+def test_a_commit_is_known_and_can_be_pinned(server, monkeypatch):
+    """Other weights under "main" are loaded in silence; not under a commit."""
+    record = keras_resnext.get_weights("resnext50", "a1_in1k")
+    path = server.folder / record.address / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    heads = []
+    for seed, commit in enumerate(("1" * 40, "2" * 40)):
+        monkeypatch.setattr(sys.modules[__name__], "COMMIT", commit)
+        keras.utils.set_random_seed(seed)
+        model = keras_resnext.ResNeXt50(weights=None)
+        keras_resnext.export_weights(model, path, overwrite=True)
+        found = keras_resnext.Classifier.load("resnext50", "a1_in1k")
+        assert found.record.revision == commit
+        assert found.record.name == record.name
+        heads.append(found.model.layers[-1].get_weights()[0])
+    assert np.abs(heads[0] - heads[1]).max() > 0.01
+    tag = f"a1_in1k@{'1' * 40}"
+    pinned = keras_resnext.Classifier.load("resnext50", tag)
+    assert pinned.record.revision == "1" * 40
+    kernel, _ = pinned.model.layers[-1].get_weights()
+    np.testing.assert_array_equal(kernel, heads[0])
+    # Files that are not the Hub's have no revision.
+    other = keras_resnext.get_weights("resnext50", "imagenet1k_v1")
+    assert hub.pin(other) is other
+
+
 def test_the_hub_not_there(server):
     record = keras_resnext.get_weights("resnext50", "a1_in1k")
     with pytest.raises(ConnectionError, match="not in the cache and cannot"):

@@ -10,6 +10,7 @@ torch.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import http.client
@@ -162,6 +163,31 @@ def fetch(record: WeightsRecord) -> pathlib.Path:
     return path
 
 
+def pin(record: WeightsRecord) -> WeightsRecord:
+    """The record with the commit that its revision names now.
+
+    Args:
+        record: One of `list_weights`, or with another revision.
+
+    Returns:
+        The record with a commit of the Hub's as its `revision`, fetched if it
+        is not here; unchanged if its file is not the Hub's.
+
+    Raises:
+        ConnectionError: if it cannot be fetched, see `fetch`, as the others.
+        ValueError: if the file is not the published one.
+        OSError: if the cache is not writable.
+
+    Example:
+
+    >>> pin(keras_resnext.get_weights("resnext50", "a1h_in1k")).revision
+    '0123456789abcdef0123456789abcdef01234567'
+    """
+    if record.source != "huggingface":
+        return record
+    return dataclasses.replace(record, revision=fetch(record).parent.name)
+
+
 def _find_installed(record):
     path = _INSTALLED / record.address
     if not path.is_file() or _hash(path, "sha256") != record.sha256:
@@ -212,21 +238,40 @@ def fetch_repository(repository: Repository, *names: str) -> pathlib.Path:
 def _fetch_from_hub(repository, name, wanted):
     require("huggingface_hub", extra="weights", purpose=f"Fetching {wanted}")
     from huggingface_hub import constants
+    from huggingface_hub import try_to_load_from_cache
+
+    problem = None
+    if not constants.HF_HUB_OFFLINE:
+        problem = connection_problem(hub_endpoint())
+    if problem:
+        # Not through `hf_hub_download(local_files_only=True)`, which asks the
+        # Hub for a list of its own first (huggingface_hub 2.4), for ten
+        # seconds where no name server answers.
+        path = try_to_load_from_cache(
+            repository.name, name, revision=repository.revision
+        )
+        if not isinstance(path, str):
+            raise _no_download(wanted, repository.name, "huggingface", problem)
+    else:
+        path = _ask_hub(repository, name, wanted)
+    path = pathlib.Path(path)
+    if name == WEIGHTS_FILE:
+        _check_downloaded(path)
+    return path
+
+
+def _ask_hub(repository, name, wanted):
+    """Download a file with the Hub's client, unless it is in its cache."""
     from huggingface_hub import errors
     from huggingface_hub import hf_hub_download
 
-    endpoint = hub_endpoint()
-    problem = None
-    if not constants.HF_HUB_OFFLINE:
-        problem = connection_problem(endpoint)
     try:
         with quiet("huggingface_hub"):  # it announces each attempt
-            path = hf_hub_download(
+            return hf_hub_download(
                 repository.name,
                 name,
                 revision=repository.revision,
-                endpoint=endpoint,
-                local_files_only=bool(problem),
+                endpoint=hub_endpoint(),
             )
     except (
         errors.RemoteEntryNotFoundError,
@@ -244,12 +289,8 @@ def _fetch_from_hub(repository, name, wanted):
                 "HF_TOKEN to a token that may read it."
             ) from None
         raise _no_download(
-            wanted, repository.name, "huggingface", problem or _cause(error)
+            wanted, repository.name, "huggingface", _cause(error)
         ) from None
-    path = pathlib.Path(path)
-    if name == WEIGHTS_FILE:
-        _check_downloaded(path)
-    return path
 
 
 def _no_such(repository, name, error):

@@ -77,8 +77,8 @@ def get_weights(
         tag: A tag of its records, or `"imagenet"` for the best permissively
             licensed weights: torchvision's newest, else the most accurate
             under the Apache licence. A revision of the Hub's repository
-            (branch, tag or commit) may follow an `@`. Defaults to
-            `"imagenet"`.
+            (branch, tag or commit) may follow an `@`; without one, `"main"`,
+            which moves, see `WeightsRecord`. Defaults to `"imagenet"`.
         include_top: Whether to prefer the file with the classifier, where
             both are published. Defaults to `True`.
 
