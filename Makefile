@@ -4,14 +4,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The lock constrains what a package needs to run and what it is built with.
-# pip before 25.3 reads the first name for both, later ones need the second.
-export PIP_CONSTRAINT := requirements.lock
-export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Everything that a lock names, compared with its hash. First what packages
+# without a wheel, and this one, are built with: pip takes no hashes for
+# isolated builds before 25.3. It can hash no editable package, so that one
+# comes last, alone.
+INSTALL = $(BIN)/python -m pip install --quiet --no-build-isolation
+define install_locked
+$(INSTALL) --require-hashes --requirement requirements-build.lock
+$(INSTALL) --require-hashes --requirement $(1)
+$(INSTALL) --no-deps --editable .
+endef
+LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
+  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,18 +78,24 @@ study: $(VENV)/demo.installed  ## The paper's tables in small, on Fashion-MNIST;
 fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package
 	$(BIN)/python -m benchmarks fashion
 
-lint: $(VENV)/dev.installed  ## Formatting, lint and import contract only
+lint: $(VENV)/dev.installed  ## Formatting, lint, import contract and licences only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit --quiet
+
+audit: $(VENV)/dev.installed  ## List the licences of all that is installed
+	$(BIN)/python -m tests.audit
 
 golden: $(VENV)/dev.installed  ## Rewrite tests/golden after an intended change
 	$(BIN)/python -m tests.regenerate_golden
 
-lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into requirements.lock
-	$(BIN)/uv pip compile setup.cfg --universal --extra dev --upgrade \
-	  --python-version 3.11 --no-emit-index-url --no-header \
-	  --no-annotate --output-file requirements.lock
+lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with hashes
+	$(LOCK) setup.cfg --extra dev --output-file requirements.lock
+	$(LOCK) setup.cfg --extra train --extra export \
+	  --constraint requirements.lock --output-file requirements-demo.lock
+	echo setuptools | $(LOCK) - \
+	  --constraint requirements.lock --output-file requirements-build.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
@@ -93,20 +108,22 @@ $(BIN)/python:
 	@# Without ensurepip, venv fails after it has made the interpreter.
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/demo.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[train,export]'
+$(VENV)/demo.installed: setup.cfg pyproject.toml requirements-build.lock requirements-demo.lock | $(BIN)/python
+	$(call install_locked,requirements-demo.lock)
 	@touch $@
 
-$(VENV)/dev.installed: setup.cfg pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/dev.installed: setup.cfg pyproject.toml requirements-build.lock requirements.lock | $(BIN)/python
+	$(call install_locked,requirements.lock)
 	@touch $@ $(VENV)/demo.installed
 
 $(VENV)-mediapipe/installed: | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-mediapipe
-	PIP_CONSTRAINT= $(VENV)-mediapipe/bin/python -m pip install --quiet \
-	  mediapipe==1.2.2
+	$(VENV)-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
 	@touch $@
 
+# Without hashes: torch is another file for a CPU, for each CUDA and for each
+# index. What they share with the lock keeps its version.
 $(VENV)/peers.installed: $(VENV)/dev.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,peers]'
+	sed -E '/^ +--hash/d; s/ \\$$//' requirements.lock > $(VENV)/constraints.txt
+	$(INSTALL) --constraint $(VENV)/constraints.txt --editable '.[dev,peers]'
 	@touch $@
