@@ -11,6 +11,7 @@ Binary wheels carry libraries that metadata does not name: docs/privacy.md.
 """
 
 import argparse
+import fnmatch
 import importlib.metadata
 import pathlib
 import re
@@ -39,7 +40,7 @@ def main(arguments=None):
     problems = []
     for name, (version, stated) in found.items():
         stated = accepted["spellings"].get(stated, stated)
-        exception = exceptions.get(name, {})
+        exception = _exception(name, exceptions)
         listed = exception.get("license") == stated
         if not listed and not _is_permissive(stated, accepted):
             problems.append(f"{name} {version}: {stated}")
@@ -84,6 +85,12 @@ def _license(metadata):
     text = (metadata["License"] or "").strip()
     # Some have the whole text there.
     return text.splitlines()[0].strip() if text else "none stated"
+
+
+def _exception(name, exceptions):
+    """What is listed for a package, or for a pattern that its name has."""
+    patterns = (key for key in exceptions if fnmatch.fnmatchcase(name, key))
+    return exceptions.get(next(patterns, None), {})
 
 
 def _is_permissive(stated, accepted):

@@ -44,7 +44,7 @@ def test_everything_needed_is_in_the_lock():
         re.findall(r"^([\w.-]+)==([^\s;]+)", read("requirements.lock"), re.M)
     )
     several = re.findall(r"^([\w.-]+)==", read("requirements.lock"), re.M)
-    if f"keras=={keras.__version__}\n" not in read("requirements.lock"):
+    if lock["keras"] != keras.__version__:
         pytest.skip("these are not the locked versions")
     names = needed("keras_resnext", extras=("", "dev"))
     assert len(names) > 100
@@ -55,15 +55,51 @@ def test_everything_needed_is_in_the_lock():
 
 
 def test_ranges_and_lock_agree():
+    """They are installed without asking the package for its ranges."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     wanted = [config["options"]["install_requires"]]
     extras = dict(config["options.extras_require"])
     del extras["peers"]  # what we compare with; exact in setup.cfg
     wanted += extras.values()
-    names = re.findall(r"^([\w.-]+)(?=[<>=])", "\n".join(wanted), re.M)
-    locked = re.findall(r"^([\w.-]+)==", read("requirements.lock"), re.M)
-    assert {normal(name) for name in names} <= set(locked)
+    lines = re.findall(r"^[\w.-]+[<>=][^;\s]*", "\n".join(wanted), re.M)
+    locked = re.findall(
+        r"^([\w.-]+)==([^\s;]+)", read("requirements.lock"), re.M
+    )
+    assert len(lines) > 30
+    for requirement in map(Requirement, lines):
+        name = normal(requirement.name)
+        versions = [version for other, version in locked if other == name]
+        assert versions, f"{name} is not in the lock"
+        for version in versions:
+            assert requirement.specifier.contains(version), requirement
+
+
+def test_every_locked_file_has_a_hash():
+    """The demo's lock and the build's are parts of the developers'."""
+    whole = entries("requirements.lock")
+    assert len(whole) > 100
+    for name in ("requirements-demo.lock", "requirements-build.lock"):
+        assert entries(name).items() <= whole.items(), name
+    for package, hashes in whole.items():
+        assert hashes, package
+    # Where they came from is no business of others.
+    assert "://" not in "".join(map(read, ROOT.glob("requirements*.lock")))
+
+
+def entries(name):
+    """What a lock pins, as it is written, and the hashes of its files."""
+    package, found = None, {}
+    for line in read(name).splitlines():
+        text = line.removesuffix("\\").strip()
+        if text.startswith("--hash="):
+            assert re.fullmatch("--hash=sha256:[0-9a-f]{64}", text), text
+            found[package].add(text)
+        else:
+            assert re.match(r"[\w.-]+==\S+", text), text
+            package = text
+            found[package] = set()
+    return found
 
 
 def test_public_names_exist_and_are_documented():

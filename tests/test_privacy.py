@@ -41,11 +41,15 @@ for family, address in (
         except OSError:
             pass
 """
-IMPORTS = """
+BUILDS = """
+import sys
 import keras_resnext
 from keras_resnext import explain, export, share, training
 keras_resnext.ResNeXt((1, 1), 2, 4, input_shape=(32, 32, 3))
-keras_resnext.Classifier.load("resnext29_8x4d_f64", "fashion_mnist")
+classifier = keras_resnext.Classifier.load(
+    "resnext29_8x4d_f64", "fashion_mnist"
+)
+explain.grad_cam(classifier, sys.argv[1])
 """
 
 
@@ -102,8 +106,8 @@ def run(folder):
     return folder / "run"
 
 
-def test_import_and_build():
-    stays(sys.executable, "-c", IMPORTS)
+def test_import_build_and_explain():
+    stays(sys.executable, "-c", BUILDS, MOBILE / "ankle-boot.png")
 
 
 def test_train_and_evaluate(run, folder):

@@ -50,12 +50,12 @@ class WeightsRecord:
         sha256: First digits of the file's SHA-256, if published.
         md5: The file's MD5, if published.
         revision: Branch, tag or commit of the Hub's repository. Defaults to
-            `"main"`, as in all records here: nobody publishes which commits
-            the accuracies were measured at, and `"main"` moves to whatever
-            timm uploads next. A file is compared with the SHA-256 that the Hub
-            states for it, which is as new as the file. To stay with one, give
-            its commit: `weights="a1h_in1k@<commit>"`, where `Classifier.load`
-            puts the commit that it loaded into `record.revision`.
+            `"main"`, as in all records here: timm does not say which commit
+            has the accuracies, and `"main"` moves to whatever it uploads next.
+            A file is compared with the SHA-256 that the Hub states for it,
+            which is as new as the file. To stay with one, give its commit,
+            `weights="a1h_in1k@<commit>"`: `Classifier.load` puts the one that
+            it loaded into `record.revision`.
         mean: Mean of pixels in [0, 1], one number per channel.
         std: Their standard deviation.
 
