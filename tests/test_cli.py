@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import onnx
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -498,6 +499,23 @@ def test_export_of_a_keras_file(short_run, run_cli, tmp_path):
 
 
 @pytest.mark.integration
+def test_export_with_a_limit_of_pixels(short_run, run_cli, tmp_path):
+    status, _, error = run_cli(
+        *("export", short_run / "model.keras", "--format", "savedmodel"),
+        *("--output", tmp_path, "--max-pixels", 100),
+    )
+    assert status == 0, error
+    files = []
+    for side in (10, 11):
+        file = io.BytesIO()
+        Image.new("L", (side, 10)).save(file, "PNG")
+        files.append(file.getvalue())
+    served = tf.saved_model.load(tmp_path / "saved_model")
+    answers = served.signatures["image_bytes"](image_bytes=tf.constant(files))
+    assert answers["valid"].numpy().tolist() == [True, False]
+
+
+@pytest.mark.integration
 def test_export_that_misses_its_limits(digits_run, run_cli, tmp_path):
     """The others are there, the one that failed is not, nor is its place."""
     status, output, error = run_cli(
@@ -594,6 +612,10 @@ def test_export_to_a_folder_with_brackets(digits_run, run_cli, tmp_path):
         (
             "export {run} --data-format CHW",
             "`data_format` must be NHWC or NCHW",
+        ),
+        (
+            "export {run} --format tflite,onnx --max-pixels 9",
+            "`max_pixels` must be 178956970 unless `formats` has savedmodel",
         ),
         ("export {new}", "`source` must be the folder of"),
     ],

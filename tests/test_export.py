@@ -1462,6 +1462,8 @@ def test_plans_are_checked_before_long_work(small_model, tmp_path):
     refused("`data_format` must be NHWC or NCHW", data_format="CHW")
     refused("`data_format` must be NHWC un", ["tflite"], data_format="NCHW")
     refused("`exclude` must be 0 without", exclude=1)
+    refused("`max_pixels` must be a positive integer", max_pixels=0)
+    refused("`max_pixels` must be 178956970 un", ["onnx"], max_pixels=100)
     refused("`correlation` must be from -1", limits={"correlation": 2})
     plan = export.plan_files(tmp_path, ["onnx"], ["int8"])
     with pytest.raises(ValueError, match="`calibration` must be images"):

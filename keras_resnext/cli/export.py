@@ -72,6 +72,15 @@ def export(
     data_format: Annotated[
         str, typer.Option(help="Of ONNX images: NHWC or NCHW.")
     ] = "NHWC",
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most pixels of a picture that a SavedModel's image_bytes "
+            "takes; other files take pixels. Defaults to 178956970, Pillow's "
+            "limit.",
+        ),
+    ] = None,
     max_difference: Annotated[
         float | None,
         typer.Option(
@@ -108,6 +117,7 @@ def export(
     from keras_resnext.export import ExportError
     from keras_resnext.export import export_files
     from keras_resnext.export import plan_files
+    from keras_resnext.images import MAX_PIXELS
 
     plan = plan_files(
         _default_folder(model) if output is None else output,
@@ -115,6 +125,7 @@ def export(
         [None if name == "none" else name for name in _names(quantize)],
         data_format=data_format,
         exclude=exclude_worst,
+        max_pixels=max_pixels or MAX_PIXELS,
         limits={
             "logit_difference": max_difference,
             "correlation": min_correlation,

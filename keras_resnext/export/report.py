@@ -35,6 +35,8 @@ from keras_resnext.files import check_free
 from keras_resnext.files import check_not_held
 from keras_resnext.files import held
 from keras_resnext.files import staged
+from keras_resnext.images import MAX_PIXELS
+from keras_resnext.images import check_max_pixels
 from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
@@ -68,6 +70,7 @@ class Plan:
         limits: `Limits` by quantisation.
         data_format: Order of dimensions in ONNX files.
         exclude: Layers to leave in float32 in quantised TFLite files.
+        max_pixels: Most pixels of a file for a SavedModel's `image_bytes`.
         threads: Threads for measuring.
         overwrite: Whether to replace existing files.
     """
@@ -77,6 +80,7 @@ class Plan:
     limits: dict[str | None, Limits]
     data_format: str
     exclude: int
+    max_pixels: int
     threads: int
     overwrite: bool
 
@@ -86,7 +90,9 @@ class Plan:
             "limits": self.limits[quantize],
             "overwrite": self.overwrite,
         }
-        if format != "savedmodel":
+        if format == "savedmodel":
+            options["max_pixels"] = self.max_pixels
+        else:
             options["quantize"] = quantize
         if format == "onnx":
             options["data_format"] = self.data_format
@@ -177,6 +183,7 @@ def plan_files(
     *,
     data_format: str = "NHWC",
     exclude: int = 0,
+    max_pixels: int = MAX_PIXELS,
     limits: Mapping[str, float | None] | None = None,
     threads: int | None = None,
     overwrite: bool = False,
@@ -194,6 +201,7 @@ def plan_files(
             to `None` alone.
         data_format: See `to_onnx`. Defaults to `"NHWC"`.
         exclude: See `to_tflite`; for dynamic and int8. Defaults to 0.
+        max_pixels: See `to_saved_model`. Defaults to 178,956,970.
         limits: Values that replace those of `LIMITS` for every file, by the
             names of `Limits`; values of `None` replace nothing. Defaults to
             `None`.
@@ -231,6 +239,12 @@ def plan_files(
             "`exclude` must be 0 without TFLite files in dynamic or int8; got "
             f"{exclude!r}."
         )
+    check_max_pixels(max_pixels)
+    if max_pixels != MAX_PIXELS and "savedmodel" not in formats:
+        raise ValueError(
+            f"`max_pixels` must be {MAX_PIXELS} unless `formats` has "
+            f"savedmodel; got {max_pixels}."
+        )
     plan = Plan(
         folder=pathlib.Path(folder),
         files=files,
@@ -240,6 +254,7 @@ def plan_files(
         },
         data_format=data_format,
         exclude=exclude,
+        max_pixels=max_pixels,
         threads=threads or os.cpu_count(),
         overwrite=overwrite,
     )
