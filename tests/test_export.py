@@ -708,6 +708,8 @@ def test_bad_pictures_harm_no_others(small_model, photos, tmp_path):
     answers = serve(image_bytes=tf.constant(bad[:1]))
     assert answers["valid"].numpy().tolist() == [False]
     assert not answers["probabilities"].numpy().any()
+    for name, answers in serve(image_bytes=tf.constant([], tf.string)).items():
+        assert answers.shape == (0, *together[name].shape[1:])
 
 
 @pytest.mark.parametrize("folder", ["br[1]", "a\\b"])

@@ -221,11 +221,16 @@ class _Serving(tf.Module):
             name: _where_valid(valid, output)
             for name, output in outputs.items()
         }
-        return answers | {"valid": valid}
+        count = tf.size(image_bytes)
+        return {
+            name: answer[:count]
+            for name, answer in (answers | {"valid": valid}).items()
+        }
 
     def _read_all(self, encoded):
         """The pixels of files, zeros for bad ones, and which are good.
 
+        Of no file, those of a blank one: oneDNN convolves no empty batches.
         A graph has no exceptions; only a pipeline goes on after an error.
         """
         count, size = tf.size(encoded, tf.int64), self._transform.image_size
@@ -242,7 +247,8 @@ class _Serving(tf.Module):
 
         def in_place(values):
             rows = tf.concat([[count + 1], tf.shape(values, tf.int64)[1:]], 0)
-            return tf.scatter_nd(numbers[:, None], values, rows)[:-1]
+            placed = tf.scatter_nd(numbers[:, None], values, rows)
+            return placed[: tf.maximum(count, 1)]
 
         return in_place(pixels), in_place(tf.ones_like(numbers)) > 0
 
