@@ -270,7 +270,9 @@ class Classifier:
                 the model.
             ConnectionError: if published weights or a repository cannot be
                 fetched.
-            PermissionError: if the Hub refuses the token.
+            PermissionError: if a file may not be read, or the Hub refuses the
+                token.
+            MemoryError: if there is too little memory to read a file.
 
         Example:
 
@@ -360,8 +362,10 @@ class Classifier:
             # backend.
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
             return _name_imagenet(cls(model, **_read_metadata(path)))
-        except ImportError:
+        except (ImportError, PermissionError):
             raise
+        except MemoryError as error:
+            raise _too_little_memory(path) from error
         except Exception as error:  # of any type on damaged files
             raise ValueError(
                 f"{path} is not a .keras file of a classifier: {_reason(error)}"
@@ -400,8 +404,10 @@ class Classifier:
             _check_complete(model, shapes)
             load_weights(model, folder / WEIGHTS_FILE)
             return _name_imagenet(cls(model, **metadata))
-        except ImportError:
+        except (ImportError, PermissionError):
             raise
+        except MemoryError as error:
+            raise _too_little_memory(name) from error
         except Exception as error:  # a stranger's file may lead to any
             raise ValueError(
                 f"{name} is not a repository of this package or of timm's "
@@ -682,6 +688,10 @@ def _square_side(model):
         return image_size(model)
     except (AttributeError, ValueError):
         return None
+
+
+def _too_little_memory(source):
+    return MemoryError(f"There is too little memory for {source}.")
 
 
 def _reason(error):

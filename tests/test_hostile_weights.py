@@ -425,3 +425,49 @@ def test_refused_models_leave_nothing_behind(model, tmp_path):
     assert not global_state.get_global_attribute(UNALLOCATED)
     with keras.StatelessScope():
         pass
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """A good file of each kind that is opened in a way of its own."""
+    place = tmp_path_factory.mktemp("saved")
+    model.save(place / "model.keras")
+    model.save_weights(place / "model.weights.h5")
+    return place
+
+
+@pytest.mark.parametrize("kind", ["keras", "weights.h5"])
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "model."), MemoryError()],
+    ids=repr,
+)
+def test_what_may_not_or_cannot_be_read_is_not_damaged(
+    error, kind, saved, model, monkeypatch
+):
+    def refuse(*_, **__):
+        raise error
+
+    path = saved / f"model.{kind}"
+    monkeypatch.setattr(h5py, "File", refuse)
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    loads = [lambda: keras_resnext.weights.load_weights(model, path)]
+    if kind == "keras":
+        loads.append(lambda: Classifier.load(path))
+    message = "denied" if error.args else f"little memory for {path}"
+    for load in loads:
+        with pytest.raises(type(error), match=message):
+            load()
+
+
+def test_too_little_memory_is_one_line(saved, monkeypatch, run_cli):
+    def refuse(path):
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    path = saved / "model.keras"
+    status, _, error = run_cli("predict", path, path)
+    assert status == 1
+    assert " ".join(error.split()) == (
+        f"Error: There is too little memory for {path}."
+    )

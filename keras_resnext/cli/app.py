@@ -82,8 +82,8 @@ def main():
 
 
 def _is_expected(error):
-    """Whether an error is about the input rather than a bug."""
-    expected = (ValueError, OSError, ImportError, RuntimeError)
+    """Whether an error is about the input or the machine, not a bug."""
+    expected = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
     if "tensorflow" in sys.modules:
         # Such as an image in a data set that cannot be decoded.
         expected += (sys.modules["tensorflow"].errors.OpError,)

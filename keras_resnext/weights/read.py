@@ -75,6 +75,8 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[StoredWeights]:
             says, no regular file, or refused for what it declares, see
             `keras_resnext.weights.gate`.
         ModuleNotFoundError: if its reader needs a module that is missing.
+        PermissionError: if the file may not be read.
+        MemoryError: if there is too little memory to read it.
 
     Example:
 
@@ -85,8 +87,10 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[StoredWeights]:
     try:
         with reader_of(path)(path) as stored:
             yield stored
-    except ImportError:
+    except (ImportError, PermissionError):
         raise
+    except MemoryError as error:
+        raise MemoryError(f"There is too little memory for {path}.") from error
     # On damaged files, libraries raise errors of any type.
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
@@ -167,7 +171,7 @@ def open_pth(path):
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_archive
         )
-    except (ImportError, OSError):
+    except (ImportError, MemoryError, OSError):
         raise
     except Exception as error:  # of any type on damaged files
         # torch's own message explains how to run the code in the file.
@@ -223,6 +227,8 @@ def _open_h5(path):
     gate.check_regular(path)
     try:
         file = h5py.File(path, "r")
+    except PermissionError:
+        raise
     except OSError as error:
         raise ValueError(
             f"{path} is not an HDF5 file: {first_line(error)}"
@@ -300,6 +306,8 @@ def open_keras(path):
         try:
             archive = stack.enter_context(gate.open_keras(path))
             stored = _of_keras(archive.weights)
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # of any type on damaged files
             raise ValueError(
                 f"{path} is not a .keras file: {first_line(error)}"
