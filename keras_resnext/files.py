@@ -23,6 +23,8 @@ _LOCK = ".keras_resnext.lock"
 _RECORD = b"process "  # how it begins
 # What a file system without locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Folders that this process holds; deleted ones must not come back.
+_held = set()
 # Errors of writing, which do not say to what.
 _CANNOT_WRITE = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
 
@@ -39,7 +41,8 @@ def staged(
     folder are deleted first, and replaced folders restored.
 
     Args:
-        path: Where the file or folder goes. Missing parents are created.
+        path: Where the file or folder goes. Missing parents are created,
+            but not a folder that this process holds, see `held`.
         overwrite: Whether an existing `path` is replaced; of a link, the link
             itself, and what it points to stays. Defaults to `False`.
 
@@ -59,7 +62,8 @@ def staged(
     """
     path = pathlib.Path(path)
     check_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.absolute() not in _held:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=f".{path.name}{_mark()}{os.getpid()}-", dir=path.parent
     ) as folder:
@@ -161,12 +165,14 @@ def held(
             )
 
     with _locked(path, holder, argument):
+        _held.add(folder.absolute())
         try:
             yield check
         except OSError:
             check()  # a write may have failed because the folder is gone
             raise
         finally:
+            _held.discard(folder.absolute())
             # While it is locked, or it might be the next process' file.
             with contextlib.suppress(OSError):
                 if _read_lock(path) == holder:
@@ -193,6 +199,26 @@ def check_not_held(folder: str | os.PathLike[str], *, argument: str) -> None:
         path = pathlib.Path(folder, _LOCK)
         with _open_lock(path, os.O_RDWR) as file:
             _lock(file, path, argument)
+
+
+def clear_up(folder: str | os.PathLike[str]) -> None:
+    """Delete what killed processes of this machine left in a folder.
+
+    `staged` and `held` do the same where they write. What cannot be deleted
+    stays.
+
+    Args:
+        folder: The folder.
+
+    Example:
+
+    >>> clear_up("runs/x")
+    """
+    _clean_up(pathlib.Path(folder))
+    if pathlib.Path(folder, _LOCK).exists():
+        # Another process may use it, or the folder be read-only.
+        with contextlib.suppress(OSError), held(folder, argument="folder"):
+            pass
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pytest
 from keras_resnext import files
 from keras_resnext.files import check_free
 from keras_resnext.files import check_not_held
+from keras_resnext.files import clear_up
 from keras_resnext.files import held
 from keras_resnext.files import staged
 
@@ -248,6 +249,42 @@ def test_a_folder_that_vanishes_is_noticed(tmp_path, moved):
             with pytest.raises(BlockingIOError, match="x was taken over by"):
                 check()
             theirs()
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_folder_that_vanishes_does_not_come_back(
+    tmp_path, monkeypatch, relative
+):
+    """With the one file that was being written."""
+    monkeypatch.chdir(tmp_path)
+    folder = pathlib.Path("x") if relative else tmp_path / "x"
+
+    def write():
+        with held(folder, argument="workdir"):
+            shutil.rmtree(folder)
+            with staged(folder / "a") as new:
+                new.write_text("a")
+
+    with pytest.raises(FileNotFoundError, match="x was deleted or moved"):
+        write()
+    assert not folder.exists()
+    with staged(folder / "a") as new:  # no longer held
+        new.write_text("a")
+
+
+def test_what_a_process_left_when_it_was_done_is_cleared_up(tmp_path):
+    host = socket.gethostname()
+    lock = tmp_path / ".keras_resnext.lock"
+    lock.write_text("process 99999999 on another host since 2020\n")
+    (tmp_path / f".x.staged-{host}-99999999-abc").mkdir()
+    clear_up(tmp_path)
+    assert not list(tmp_path.iterdir())
+    clear_up(tmp_path)
+    assert not list(tmp_path.iterdir())
+    clear_up(tmp_path / "missing")
+    with held(tmp_path, argument="workdir") as check:
+        clear_up(tmp_path)
+        check()
 
 
 def test_without_locks_the_first_process_notices_the_second(

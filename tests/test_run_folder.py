@@ -12,6 +12,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_resnext.files import held
@@ -440,6 +441,30 @@ def test_a_folder_deleted_at_the_end_is_not_ready(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="run was deleted or moved"):
         train(recipe, tmp_path / "run", on_epoch=delete)
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_do_not_bring_a_deleted_folder_back(tmp_path):
+    checkpoints = Checkpoints(
+        tmp_path / "run" / "checkpoints", keep=1, value=tf.Variable(1.0)
+    )
+    with pytest.raises(FileNotFoundError, match="run/checkpoints"):
+        checkpoints.save(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_of_old_checkpoints_is_removed(tmp_path):
+    """By processes killed while they wrote or removed one."""
+    checkpoints = Checkpoints(tmp_path, keep=2, value=tf.Variable(1.0))
+    for step in (1, 2, 3):
+        checkpoints.save(step)
+    (tmp_path / "step-1.data-00000-of-00001").write_text("")
+    (tmp_path / "step-2.index").unlink()
+    (tmp_path / "step-2_temp").mkdir()
+    (tmp_path / "step-9.data-00000-of-00001").write_text("")  # not reached
+    checkpoints.save(4)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [
+        *("step-3", "step-3", "step-4", "step-4", "step-9")
+    ]
 
 
 @pytest.mark.integration

@@ -41,12 +41,10 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the existing checkpoints, newest first."""
-        names = [path.name for path in self.folder.glob(f"{_NAME}-*.index")]
-        matches = (re.fullmatch(rf"{_NAME}-(\d+)\.index", n) for n in names)
-        return sorted((int(m[1]) for m in matches if m), reverse=True)
+        return self._steps_with(r"\.index")
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, then remove old ones.
+        """Write a checkpoint, then remove old ones and parts of such.
 
         Args:
             step: Number of steps done.
@@ -54,7 +52,7 @@ class Checkpoints:
         Raises:
             OSError: if it cannot be written; older checkpoints are kept.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         try:
             self._checkpoint.write(self._prefix(step))
         except tf.errors.OpError as error:
@@ -65,9 +63,11 @@ class Checkpoints:
                 f"{self._prefix(step)} cannot be written: {reason}."
             ) from error
         # Newer ones are damaged: `restore` skipped them.
-        known = [other for other in self.steps if other <= step]
-        for old in known[self.keep :]:
-            self._remove(old)
+        kept = [other for other in self.steps if other <= step][: self.keep]
+        # Killed processes leave files without an index.
+        for old in self._steps_with(r"(\.index|\.data-.*|_temp)"):
+            if old < step and old not in kept:
+                self._remove(old)
 
     def restore(self) -> int | None:
         """Restore the newest checkpoint that can be read.
@@ -103,6 +103,12 @@ class Checkpoints:
                 f"{', '.join(map(str, damaged))}."
             )
         return None
+
+    def _steps_with(self, ending):
+        """Steps of the files that end so, newest first."""
+        names = [path.name for path in self.folder.glob(f"{_NAME}-*")]
+        matches = (re.fullmatch(rf"{_NAME}-(\d+){ending}", n) for n in names)
+        return sorted({int(m[1]) for m in matches if m}, reverse=True)
 
     def _prefix(self, step):
         return str(self.folder / f"{_NAME}-{step}")

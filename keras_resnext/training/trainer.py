@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_resnext.classifier import Classifier
+from keras_resnext.files import clear_up
 from keras_resnext.files import held
 from keras_resnext.training import step as steps
 from keras_resnext.training.average import MovingAverage
@@ -132,6 +133,7 @@ def train(
     recipe = dataclasses.replace(recipe, dataset=locate(recipe.dataset))
     run.check(recipe)
     if _is_done(run, recipe):
+        clear_up(run.path)  # it may have been killed when it was done
         return run
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
