@@ -428,7 +428,7 @@ def test_refused_models_leave_nothing_behind(model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
+def good(model, tmp_path_factory):
     """A good file of each kind that is opened in a way of its own."""
     place = tmp_path_factory.mktemp("saved")
     model.save(place / "model.keras")
@@ -443,12 +443,12 @@ def saved(model, tmp_path_factory):
     ids=repr,
 )
 def test_what_may_not_or_cannot_be_read_is_not_damaged(
-    error, kind, saved, model, monkeypatch
+    error, kind, good, model, monkeypatch
 ):
     def refuse(*_, **__):
         raise error
 
-    path = saved / f"model.{kind}"
+    path = good / f"model.{kind}"
     monkeypatch.setattr(h5py, "File", refuse)
     monkeypatch.setattr(zipfile, "ZipFile", refuse)
     loads = [lambda: keras_resnext.weights.load_weights(model, path)]
@@ -460,12 +460,12 @@ def test_what_may_not_or_cannot_be_read_is_not_damaged(
             load()
 
 
-def test_too_little_memory_is_one_line(saved, monkeypatch, run_cli):
+def test_too_little_memory_is_one_line(good, monkeypatch, run_cli):
     def refuse(path):
         raise MemoryError
 
     monkeypatch.setattr(zipfile, "ZipFile", refuse)
-    path = saved / "model.keras"
+    path = good / "model.keras"
     status, _, error = run_cli("predict", path, path)
     assert status == 1
     assert " ".join(error.split()) == (
