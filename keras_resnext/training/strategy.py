@@ -1,14 +1,23 @@
 """Distribution strategies: one device, several, several workers, TPUs."""
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
 from keras_resnext.extras import first_line
 from keras_resnext.training.pipeline import InputShard
 
+# What waiting for another worker may end in.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.UnavailableError,
+)
 STRATEGIES = ("auto", "one", "mirrored", "multiworker", "tpu")
 
 
@@ -173,6 +182,34 @@ def fail_together(
         raise error
     if failed:
         raise RuntimeError(message)
+
+
+@contextlib.contextmanager
+def lost_worker_explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Say in one line that another worker is gone, as TensorFlow does not.
+
+    It notices once it waits for that worker, within seconds.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Raises:
+        RuntimeError: if one of several workers has ended, or is out of reach.
+
+    Example:
+
+    >>> with lost_worker_explained(strategy):
+    ...     gather(strategy, 0)
+    """
+    try:
+        yield
+    except _LOST as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise RuntimeError(
+            "Another worker has ended or cannot be reached; start all of them "
+            "again to resume."
+        ) from error
 
 
 @functools.cache

@@ -40,6 +40,7 @@ from keras_resnext.training.strategy import distributed_batches
 from keras_resnext.training.strategy import fail_together
 from keras_resnext.training.strategy import gather
 from keras_resnext.training.strategy import is_chief
+from keras_resnext.training.strategy import lost_worker_explained
 from keras_resnext.training.strategy import make_strategy
 from keras_resnext.training.strategy import worker_name
 from keras_resnext.weights.load import find_source
@@ -120,7 +121,8 @@ def train(
             started, or an image cannot be decoded.
         BlockingIOError: if another process is training in `workdir`.
         OSError: if `workdir` cannot be written to, or is deleted meanwhile.
-        RuntimeError: if the loss is not finite; the last checkpoint is kept.
+        RuntimeError: if the loss is not finite, or another worker is gone; the
+            last checkpoint is kept.
         TrainingStoppedError: after SIGTERM or Ctrl-C.
 
     Example:
@@ -138,37 +140,38 @@ def train(
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(options.strategy)
-    _check_support(recipe, options, strategy)
-    data = run.open_dataset(recipe, options.data_dir)
-    if recipe.weights:
-        find_source(recipe.weights, recipe.model)
-    if data.is_folder:
-        _check_data(data, recipe, run, strategy)
-    with _only_writer(run, strategy) as check_folder:
-        run.check(recipe)  # or another process has written meanwhile
-        if _is_done(run, recipe):
-            return run
-        if on_start:
-            on_start(data)
-        keras.utils.set_random_seed(recipe.seed)
-        with strategy.scope():
-            model = build_model(recipe, len(data.labels))
-        _prepare(data, strategy)
-        _check_data(data, recipe, run, strategy)  # now all of it is known
-        _check_same_data(data, strategy)
-        check_folder()
-        if is_chief(strategy):
-            run.start(recipe, data, options.data_dir)
-        training = _Training(
-            recipe, run, options, strategy, data, model, check_folder
-        )
-        with stop_flag() as stop:
-            training.run_epochs(
-                stop,
-                on_step or (lambda progress: None),
-                on_epoch or (lambda entry: None),
+    with lost_worker_explained(strategy):
+        _check_support(recipe, options, strategy)
+        data = run.open_dataset(recipe, options.data_dir)
+        if recipe.weights:
+            find_source(recipe.weights, recipe.model)
+        if data.is_folder:
+            _check_data(data, recipe, run, strategy)
+        with _only_writer(run, strategy) as check_folder:
+            run.check(recipe)  # or another process has written meanwhile
+            if _is_done(run, recipe):
+                return run
+            if on_start:
+                on_start(data)
+            keras.utils.set_random_seed(recipe.seed)
+            with strategy.scope():
+                model = build_model(recipe, len(data.labels))
+            _prepare(data, strategy)
+            _check_data(data, recipe, run, strategy)  # now all of it is known
+            _check_same_data(data, strategy)
+            check_folder()
+            if is_chief(strategy):
+                run.start(recipe, data, options.data_dir)
+            training = _Training(
+                recipe, run, options, strategy, data, model, check_folder
             )
-        gather(strategy, 0)  # until the chief has written everything
+            with stop_flag() as stop:
+                training.run_epochs(
+                    stop,
+                    on_step or (lambda progress: None),
+                    on_epoch or (lambda entry: None),
+                )
+            gather(strategy, 0)  # until the chief has written everything
     return run
 
 
