@@ -1,4 +1,4 @@
-"""Error messages: missing extras, near misses, the first line."""
+"""Error messages: missing extras, near misses, the first line, full disks."""
 
 import difflib
 import importlib.util
@@ -86,3 +86,25 @@ def first_line(error: BaseException) -> str:
     """
     line = (str(error).strip() or repr(error)).splitlines()[0]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def cannot_write(path: object, error: Exception) -> OSError:
+    """An error of TensorFlow's file system in words.
+
+    Before the reason, it has the name of an operation and a temporary path.
+
+    Args:
+        path: What was to be written.
+        error: The `tf.errors.OpError`.
+
+    Returns:
+        An `OSError` to raise.
+
+    Example:
+
+    >>> cannot_write("runs/x/checkpoints/step-3", error)
+    OSError('runs/x/checkpoints/step-3 cannot be written: No space left on
+    device.')
+    """
+    reason = first_line(error).rpartition("; ")[2].partition(" [Op:")[0]
+    return OSError(f"{path} cannot be written: {reason}.")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from keras_resnext.extras import cannot_write
 from keras_resnext.extras import first_line
 from keras_resnext.extras import require
 from keras_resnext.extras import suggest
@@ -47,3 +48,19 @@ def test_errors_suggest(call, meant):
 def test_first_line():
     assert first_line(ValueError("\n one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError()"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{{function_node __wrapped__SaveV2_CPU:0}} /runs/.x.tempstate12; "
+        "No space left on device [Op:SaveV2]",
+        "{{function_node __wrapped__CreateSummaryFileWriter}} /runs/x.v2; "
+        "No space left on device\n\tFailed to flush 1 events to /runs/x.v2",
+        "No space left on device",
+    ],
+)
+def test_what_tensorflow_cannot_write(said):
+    assert str(cannot_write("/runs/x", RuntimeError(said))) == (
+        "/runs/x cannot be written: No space left on device."
+    )

@@ -17,6 +17,7 @@ from keras_resnext.export.verify import ExportError
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import verify
+from keras_resnext.extras import cannot_write
 from keras_resnext.images import MAX_PIXELS
 from keras_resnext.images import check_max_pixels
 from keras_resnext.images import decode
@@ -98,6 +99,7 @@ def to_saved_model(
             something else than a SavedModel.
         ExportError: if TensorFlow's outputs from the folder are not Keras';
             then `path` is as it was before.
+        OSError: if it cannot be written; `path` is as it was before.
         ValueError: if an argument is not as described, `"auto"` cannot know
             how the model's images are normalised, or they would be normalised
             twice.
@@ -114,7 +116,10 @@ def to_saved_model(
     check_max_pixels(max_pixels)
     limits = check_limits(limits, None)
     with staged_artifact(path, "savedmodel", overwrite=overwrite) as new:
-        _Serving(session, top, max_pixels).save(new)
+        try:
+            _Serving(session, top, max_pixels).save(new)
+        except tf.errors.OpError as error:
+            raise cannot_write(path, error) from error
         return verify(session, new, path, "savedmodel", None, limits)
 
 

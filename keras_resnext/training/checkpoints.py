@@ -5,12 +5,14 @@ a run whose list is missing or garbled would silently start from scratch.
 """
 
 import logging
+import os
 import pathlib
 import re
 import shutil
 
 import tensorflow as tf
 
+from keras_resnext.extras import cannot_write
 from keras_resnext.extras import first_line
 
 _log = logging.getLogger("keras_resnext")
@@ -20,8 +22,8 @@ _NAME = "step"
 class Checkpoints:
     """The checkpoints of a run.
 
-    TensorFlow writes a checkpoint's index last; data files without an index
-    are not a checkpoint.
+    A checkpoint gets its names when all of it is written, the index last; data
+    files without an index are not a checkpoint.
 
     Args:
         folder: Folder of the checkpoints.
@@ -53,19 +55,20 @@ class Checkpoints:
             OSError: if it cannot be written; older checkpoints are kept.
         """
         self.folder.mkdir(exist_ok=True)
+        new = f"{self._prefix(step)}_new"
         try:
-            self._checkpoint.write(self._prefix(step))
+            # A process that is killed here leaves half of an index.
+            self._checkpoint.write(new)
         except tf.errors.OpError as error:
             self._remove(step)
-            # Before the reason are an operation's name and a temporary path.
-            reason = first_line(error).rpartition("; ")[2].partition(" [Op:")[0]
-            raise OSError(
-                f"{self._prefix(step)} cannot be written: {reason}."
-            ) from error
+            raise cannot_write(self._prefix(step), error) from error
+        for path in self.folder.glob(f"{_NAME}-{step}_new.data-*"):
+            path.replace(self._prefix(step) + path.suffix)
+        os.replace(f"{new}.index", f"{self._prefix(step)}.index")
         # Newer ones are damaged: `restore` skipped them.
         kept = [other for other in self.steps if other <= step][: self.keep]
         # Killed processes leave files without an index.
-        for old in self._steps_with(r"(\.index|\.data-.*|_temp)"):
+        for old in self._steps_with(r"[._].*"):
             if old < step and old not in kept:
                 self._remove(old)
 
@@ -116,6 +119,8 @@ class Checkpoints:
     def _remove(self, step):
         """Remove a checkpoint, its index first."""
         self.folder.joinpath(f"{_NAME}-{step}.index").unlink(missing_ok=True)
-        for path in self.folder.glob(f"{_NAME}-{step}.data-*"):
-            path.unlink()
-        shutil.rmtree(self.folder / f"{_NAME}-{step}_temp", ignore_errors=True)
+        for path in self.folder.glob(f"{_NAME}-{step}[._]*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

@@ -1,10 +1,12 @@
 """The log of a run: its history, and summaries for TensorBoard."""
 
+import contextlib
 import importlib.util
 import logging
 
 import tensorflow as tf
 
+from keras_resnext.extras import cannot_write
 from keras_resnext.files import staged
 from keras_resnext.training import plots
 from keras_resnext.training.run import Run
@@ -27,13 +29,14 @@ class RunLog:
         self.history = [e for e in run.history if e["epoch"] <= epochs]
         self._summaries = tf.summary.create_noop_writer()
         if writes:
-            self._summaries = tf.summary.create_file_writer(
-                str(run.tensorboard)
-            )
+            with self._writing():
+                self._summaries = tf.summary.create_file_writer(
+                    str(run.tensorboard)
+                )
 
     def add_steps(self, step: int, loss: float, learning_rate: float) -> None:
         """Log the loss of the last steps."""
-        with self._summaries.as_default(step):
+        with self._writing(), self._summaries.as_default(step):
             _write_scalar("training/loss", loss)
             _write_scalar("learning_rate", learning_rate)
 
@@ -43,11 +46,11 @@ class RunLog:
         if not self.writes:
             return
         self.run.write_history(self.history)
-        with self._summaries.as_default(step):
+        with self._writing(), self._summaries.as_default(step):
             for name in ("loss", "accuracy"):
                 _write_scalar(f"epoch/{name}", entry[name])
                 _write_scalar(f"val/{name}", entry[f"val_{name}"])
-        self._summaries.flush()
+            self._summaries.flush()
 
     def draw(self) -> None:
         """Draw the learning curves."""
@@ -61,6 +64,14 @@ class RunLog:
             return
         with staged(self.run.learning_curves, overwrite=True) as new:
             plots.learning_curves(self.history, new)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Name the folder in TensorFlow's errors."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            raise cannot_write(self.run.tensorboard, error) from error
 
 
 def _write_scalar(name, value):
