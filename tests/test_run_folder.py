@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 
@@ -24,6 +23,7 @@ from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.fingerprint import Fingerprint
 from keras_resnext.training.interrupt import stop_flag
 from tests import training_process as process
+from tests.small_disk import run_on_disk
 
 # What a file system or a data set may have for a name.
 ODD_NAMES = ["a\nb", "c\x85d", "e\u2028f", "g\rh", '"i', "j\u3000k", " l "]
@@ -452,6 +452,31 @@ def test_checkpoints_do_not_bring_a_deleted_folder_back(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_has_its_name_once_it_is_written(tmp_path):
+    """Half an index as the only one would end the run for good."""
+    variable = tf.Variable(1.0)
+    checkpoints = Checkpoints(tmp_path, keep=1, value=variable)
+
+    def write(prefix):
+        original(prefix)
+        raise SystemExit  # as if it was killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = checkpoints._checkpoint.write
+        patch.setattr(checkpoints._checkpoint, "write", write)
+        with pytest.raises(SystemExit):
+            checkpoints.save(1)
+    assert not checkpoints.steps
+    assert checkpoints.restore() is None
+    checkpoints.save(1)
+    variable.assign(2.0)
+    checkpoints.save(2)
+    assert {path.stem for path in tmp_path.iterdir()} == {"step-2"}
+    variable.assign(0.0)
+    assert checkpoints.restore() == 2
+    assert variable.numpy() == 2.0
+
+
 def test_what_is_left_of_old_checkpoints_is_removed(tmp_path):
     """By processes killed while they wrote or removed one."""
     checkpoints = Checkpoints(tmp_path, keep=2, value=tf.Variable(1.0))
@@ -459,7 +484,8 @@ def test_what_is_left_of_old_checkpoints_is_removed(tmp_path):
         checkpoints.save(step)
     (tmp_path / "step-1.data-00000-of-00001").write_text("")
     (tmp_path / "step-2.index").unlink()
-    (tmp_path / "step-2_temp").mkdir()
+    (tmp_path / "step-2_new_temp").mkdir()
+    (tmp_path / "step-2_temp").mkdir()  # of earlier versions
     (tmp_path / "step-9.data-00000-of-00001").write_text("")  # not reached
     checkpoints.save(4)
     assert sorted(path.stem for path in tmp_path.iterdir()) == [
@@ -594,27 +620,13 @@ def test_json_is_readable_by_others(started):
     assert found["parts"]["train/40"][0] == 8
 
 
-def run_on_disk(place, script, recipe):
+def train_on_disk(place, script, recipe):
     """Run a script that mounts a disk at $0 and trains there with "$@"."""
     recipe.save(place / "recipe.json")
-    disk = place / "disk"
-    disk.mkdir()
     train_there = [sys.executable, "-m", "keras_resnext", "train"]
     train_there += ["--recipe", str(place / "recipe.json")]
-    train_there += ["--workdir", str(disk / "run")]
-    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    try:
-        subprocess.run([*alone, "mount -t tmpfs x $0", disk], check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user cannot mount a disk")
-    done = subprocess.run(
-        [*alone, script, str(disk), *train_there],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return [x for x in done.stderr.splitlines() if x.startswith("Error: ")]
+    train_there += ["--workdir", str(place / "disk" / "run")]
+    return run_on_disk(place / "disk", script, train_there)
 
 
 @pytest.mark.integration
@@ -630,7 +642,7 @@ mount -o remount,size=4m x $0
 mount -o remount,size=100m x $0
 "$@" && test -s $0/run/model.keras
 """
-    full, fuller = run_on_disk(tmp_path, script, recipe)
+    full, fuller = train_on_disk(tmp_path, script, recipe)
     where = tmp_path / "disk" / "run"
     assert full.endswith(f"No space left on device: '{where / 'best.keras'}'")
     assert fuller == (
@@ -646,5 +658,5 @@ mount -t tmpfs x $0
 mount -o remount,ro x $0
 ! "$@"
 """
-    (error,) = run_on_disk(tmp_path, script, recipe)
+    (error,) = train_on_disk(tmp_path, script, recipe)
     assert error.endswith(f"Read-only file system: '{tmp_path}/disk/run'")
