@@ -116,6 +116,24 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     _check_free(path, overwrite)
 
 
+def add_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to a file; a kill may leave the first part of it there.
+
+    Args:
+        path: The file; created if it is missing.
+        line: The line, without its end.
+
+    Raises:
+        OSError: if it cannot be written; the first part may be there.
+
+    Example:
+
+    >>> add_line("history.jsonl", json.dumps({"epoch": 1}))
+    """
+    with _named(path), open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(f"{line}\n")
+
+
 @contextlib.contextmanager
 def held(
     folder: str | os.PathLike[str], *, argument: str

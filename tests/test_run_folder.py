@@ -22,6 +22,7 @@ from keras_resnext.training.checkpoints import Checkpoints
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.fingerprint import Fingerprint
 from keras_resnext.training.interrupt import stop_flag
+from keras_resnext.training.log import RunLog
 from tests import training_process as process
 from tests.small_disk import run_on_disk
 
@@ -53,6 +54,11 @@ def state(folder):
         path: (path.stat().st_mtime_ns, path.stat().st_ino)
         for path in folder.rglob("*")
     }
+
+
+def epoch_entry(epoch):
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {"epoch": epoch, **dict.fromkeys(names, 0.5)}
 
 
 def double(data):
@@ -190,8 +196,7 @@ def test_less_data_do_not_finish_a_run_of_an_earlier_version(
     make_old(started)
     started.checkpoints.mkdir()
     (started.checkpoints / "step-3.index").write_text("")
-    entry = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), 0.5)
-    started.write_history([{"epoch": 1, **entry}])
+    started.write_history([epoch_entry(1)])
     train_up_to_start(recipe, started.path)
     cut(data)
     with pytest.raises(
@@ -265,8 +270,7 @@ BROKEN = {
     [(name, content) for name in BROKEN for content in BROKEN[name]],
 )
 def test_broken_files_are_named(name, content, started, recipe):
-    entry = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), 0.5)
-    started.write_history([{"epoch": 1, **entry}])
+    started.write_history([epoch_entry(1)])
     file = started.path / name
     content = content if isinstance(content, bytes) else content.encode()
     file.write_bytes(content)
@@ -280,6 +284,35 @@ def test_broken_files_are_named(name, content, started, recipe):
         readers[name]()
     assert "\n" not in str(refused.value)
     assert file.read_bytes() == content
+
+
+def test_an_epoch_is_added_to_the_history(started):
+    """Replaced after each of 86,400 epochs, it would take a terabyte."""
+    file = started.path / "history.jsonl"
+    log = RunLog(started, 0, writes=True)
+    for epoch in (1, 2, 3):
+        before = file.stat().st_ino, file.read_bytes()
+        log.add_epoch(epoch, epoch_entry(epoch))
+        assert file.stat().st_ino == before[0]
+        assert file.read_bytes().startswith(before[1])
+    assert started.history == [epoch_entry(epoch) for epoch in (1, 2, 3)]
+
+
+def test_half_a_line_of_history_is_left_out(started):
+    """Of a process that was killed; the next one goes on behind the others."""
+    file = started.path / "history.jsonl"
+    started.write_history([epoch_entry(1), epoch_entry(2)])
+    whole = file.read_bytes()
+    second = whole.index(b"\n") + 1
+    for end in range(second, len(whole) + 1):
+        file.write_bytes(whole[:end])
+        epochs = [entry["epoch"] for entry in started.history]
+        assert epochs == ([1, 2] if end >= len(whole) - 1 else [1])
+    for end in (second + 1, len(whole) - 2, len(whole) - 1):
+        file.write_bytes(whole[:end])
+        done = len(started.history)
+        RunLog(started, done, writes=True).add_epoch(9, epoch_entry(done + 1))
+        assert [e["epoch"] for e in started.history] == [*range(1, done + 2)]
 
 
 def test_old_labels_in_another_encoding_are_named(started):

@@ -29,6 +29,7 @@ class RunLog:
         self.history = [e for e in run.history if e["epoch"] <= epochs]
         self._summaries = tf.summary.create_noop_writer()
         if writes:
+            run.write_history(self.history)  # to which epochs are added
             with self._writing():
                 self._summaries = tf.summary.create_file_writer(
                     str(run.tensorboard)
@@ -45,7 +46,7 @@ class RunLog:
         self.history.append(entry)
         if not self.writes:
             return
-        self.run.write_history(self.history)
+        self.run.add_to_history(entry)
         with self._writing(), self._summaries.as_default(step):
             for name in ("loss", "accuracy"):
                 _write_scalar(f"epoch/{name}", entry[name])

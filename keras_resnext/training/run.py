@@ -14,6 +14,7 @@ import keras
 
 from keras_resnext.classifier import Classifier
 from keras_resnext.extras import first_line
+from keras_resnext.files import add_line
 from keras_resnext.files import staged
 from keras_resnext.training.fingerprint import Fingerprint
 from keras_resnext.training.recipe import Recipe
@@ -103,11 +104,17 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Metrics of each finished epoch: a list of dicts."""
+        """Metrics of each finished epoch: a list of dicts.
+
+        Half a line at the end, of a process that was killed, is left out.
+        """
         file = self._history_file
         if not file.exists():
             return []
-        entries = [_json(line, file) for line in file.read_bytes().splitlines()]
+        lines = file.read_bytes().splitlines(keepends=True)
+        if lines and lines[-1][:1] == b"{" and lines[-1][-1:] not in b"}\r\n":
+            del lines[-1]
+        entries = [_json(line, file) for line in lines]
         for number, entry in enumerate(entries, start=1):
             if not isinstance(entry, dict) or not all(
                 isinstance(entry.get(name), (int, float)) for name in _METRICS
@@ -368,6 +375,10 @@ class Run:
         """Replace the history."""
         with staged(self._history_file, overwrite=True) as new:
             new.write_text("".join(json.dumps(e) + "\n" for e in history))
+
+    def add_to_history(self, entry: dict[str, Any]) -> None:
+        """Add an epoch; to replace all takes longer the more there are."""
+        add_line(self._history_file, json.dumps(entry))
 
     def write_bad_images(self, names: list[str], worker: str = "") -> None:
         """Add names to the list of images that were left out.
