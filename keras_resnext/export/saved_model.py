@@ -86,8 +86,9 @@ def to_saved_model(
         limits: How far the outputs may be from Keras'. Defaults to
             `keras_resnext.export.verify.LIMITS[None]`.
         max_pixels: Most pixels that a file for `image_bytes` may have.
-            Decoding takes about 6 bytes for each, of every file that is read
-            at the same time. Defaults to 178,956,970.
+            Decoding takes about 6 bytes for each, of as many files at once
+            as there are cores, however many are sent. Defaults to
+            178,956,970.
         overwrite: Whether to replace an existing SavedModel. Defaults to
             `False`.
 
