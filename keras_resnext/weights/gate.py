@@ -689,6 +689,7 @@ def _count_calls(config, known):
     if not isinstance(config, dict):
         return 0
     config.pop("compile_config", None)
+    _check_names(config.get("layers"))
     nodes = config.get("inbound_nodes") or []
     # Keras 2's are lists of layers' names.
     if any(isinstance(x, dict) and not _has_tensor(x) for x in nodes):
@@ -702,6 +703,16 @@ def _count_calls(config, known):
     if number != "None":
         inside = known[number] = max(inside, known.get(number, 0))
     return max(1, len(nodes)) * (inside + bool(nodes))
+
+
+def _check_names(layers):
+    """Refuse layers of one name, which Keras tries to connect at length."""
+    layers = layers if isinstance(layers, list) else []
+    names = [
+        str(x["name"]) for x in layers if isinstance(x, dict) and "name" in x
+    ]
+    if len(names) != len(set(names)):
+        raise ValueError("its model has several layers of one name")
 
 
 def _has_tensor(value):
