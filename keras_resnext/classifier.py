@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from keras_resnext import imagenet
+from keras_resnext.extras import printable
 from keras_resnext.files import staged
 from keras_resnext.images import IMAGE_SUFFIXES
 from keras_resnext.images import MAX_PIXELS
@@ -700,7 +701,7 @@ def _reason(error):
     """What Keras says, in one line; it wraps errors once for each layer."""
     said = isinstance(error, (TypeError, ValueError)) and str(error)
     *_, innermost = (said or repr(error)).split("Exception encountered: ")
-    return textwrap.shorten(innermost, 300)
+    return printable(textwrap.shorten(innermost, 300))
 
 
 def _read_metadata(path):

@@ -84,8 +84,24 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("Bad shape.\\nMore details."))
     'Bad shape.'
     """
-    line = (str(error).strip() or repr(error)).splitlines()[0]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return printable((str(error).strip() or repr(error)).splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """A text in which what cannot be printed is escaped.
+
+    Args:
+        text: What may have come from a file.
+
+    Returns:
+        One line.
+
+    Example:
+
+    >>> printable("red \\x1b[31m")
+    'red \\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def cannot_write(path: object, error: Exception) -> OSError:

@@ -357,7 +357,16 @@ def no_model(config):
     return {**_layer(config, "Dense"), "build_config": None}
 
 
-CONFIGS = (wide, deep, eager, foreign, no_model)
+def repeated(config):
+    """Layers of one name, which Keras tries to connect again and again.
+
+    Thousands of them take it 10 s.
+    """
+    config["config"]["layers"].append(config["config"]["layers"][-1])
+    return config
+
+
+CONFIGS = (wide, deep, eager, foreign, no_model, repeated)
 
 
 def change_config(path, change):

@@ -119,7 +119,7 @@ class _Killer:
             return None
         if self.source and path.startswith(f"{self.source}/"):
             return f"source {os.path.relpath(path, self.source)}"
-        if not path.startswith(self.folder) or (
+        if not path.startswith(f"{self.folder}/") or (
             event == "open" and not arguments[2] & _WRITING
         ):
             return None

@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from keras_resnext import files
+from keras_resnext.files import add_line
 from keras_resnext.files import check_free
 from keras_resnext.files import check_not_held
 from keras_resnext.files import clear_up
@@ -174,6 +175,12 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
         write()
     assert (tmp_path / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_line_that_finds_a_full_disk_names_the_file():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        add_line("/dev/full", "half")
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -83,6 +83,7 @@ def test_models_larger_than_their_weights(name, model, tmp_path):
         "eager": "'tile' has no inputs",
         "foreign": "Could not locate class 'Theirs'",
         "no_model": "must describe a model",
+        "repeated": "several layers of one name",
     }
     assert reasons[path.stem] in message
     other = make_model()
@@ -321,7 +322,9 @@ def repository(model, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("name", ["wide", "deep", "eager", "foreign"])
+@pytest.mark.parametrize(
+    "name", ["wide", "deep", "eager", "repeated", "foreign"]
+)
 def test_repositories_with_models_larger_than_their_weights(
     name, repository, model
 ):

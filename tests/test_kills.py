@@ -75,9 +75,18 @@ def assert_whole(folder):
     """Whatever has its final name can be read."""
     for name in files(folder):
         path = folder / name
-        final = not re.search(r"\.staged-|_new", name)
+        final = not re.search(r"\.staged-[^/]*(?<!\.old)/|_new", name)
         if final and path.suffix in READERS:
             READERS[path.suffix](path)
+
+
+def finished(folder):
+    """What has been written as a whole; a folder may wait to be put back."""
+    names = {path.name for path in folder.glob("*")}
+    waiting = {path.name for path in folder.glob(".*.old")}
+    return {name for name in names if not name.startswith(".")} | {
+        name[1:].partition(".staged-")[0] for name in waiting
+    }
 
 
 def assert_same_run(folder, expected):
@@ -138,10 +147,13 @@ class Command:
     def __init__(self, arguments, place, watched, check, source=None):
         self.arguments, self.source = arguments, source
         self.check = check
-        self.expected, log = place / "expected", place / "moments"
-        finish(self.start(self.expected, log=log))
-        self.moments = process.moments(log)
+        self.expected, self.log = place / "expected", place / "moments"
         self.watched = watched
+        self.note_moments()
+
+    def note_moments(self):
+        finish(self.start(self.expected, log=self.log))
+        self.moments = process.moments(self.log)
 
     def start(self, folder, **options):
         return process.start(
@@ -162,8 +174,10 @@ class Command:
     def kill_again_and_again(self, folder, moments):
         """Each start goes on from the last kill; then one is left alone."""
         for moment in moments:
+            before = finished(folder)
             finish(self.start(folder, kill_at=moment), -9)
             assert_whole(folder)
+            assert finished(folder) >= before
         finish(self.start(folder))
         self.check(folder, self.expected)
 
@@ -207,7 +221,9 @@ def export(train, tmp_path_factory):
         ]
 
     place = tmp_path_factory.mktemp("export")
-    return Command(arguments, place, EXPORT, assert_same_export)
+    command = Command(arguments, place, EXPORT, assert_same_export)
+    command.note_moments()  # of one over an older one
+    return command
 
 
 @pytest.mark.integration

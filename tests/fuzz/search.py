@@ -16,6 +16,13 @@ CORPUS = pathlib.Path(__file__).with_name("corpus")
 _PHASES = (Phase.generate, Phase.shrink)
 
 
+class _File(bytes):
+    """Bytes that are not printed in full when they break a promise."""
+
+    def __repr__(self):
+        return f"{bytes(self[:200])!r}, {len(self)} bytes"
+
+
 def corpus(reader) -> list[pathlib.Path]:
     """Every file that the reader, or its twin, has failed on.
 
@@ -66,7 +73,7 @@ def search(
         phases=_PHASES,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(changed(trial.seeds, trial.reader.parts))
+    @hypothesis.given(changed(trial.seeds, trial.reader.parts).map(_File))
     def attempt(content):
         counts[trial.attempt(content)] += 1
 
