@@ -304,6 +304,14 @@ def _(model, path):
     _add_deflated(path, name, UNPACKED)
 
 
+@trap("many.pth")
+def _(model, path):
+    """As many tensors as members, of one size: any may be any."""
+    import torch
+
+    torch.save({str(i): torch.zeros(16) for i in range(2000)}, path)
+
+
 # --- .keras -----------------------------------------------------------------
 
 
