@@ -57,6 +57,8 @@ _HEADER_BYTES = 1 << 18
 
 _MAX_SEGMENTS = 512
 
+_MOST_JUNK = 1024  # bytes that one step passes over
+
 
 def read_orientation(exif: bytes) -> int:
     """The orientation in EXIF data, as Pillow hands them out.
@@ -324,8 +326,10 @@ def _jpeg_exif(data):
 
     def segment(position, head):
         step = tf.gather(_JPEG_STEPS, head[1])
-        # Decoders pass over what stands between segments, byte by byte.
-        step = tf.where(head[0] == 0xFF, step, 1)
+        # Decoders pass over what stands between segments.
+        junk = data[position : position + _MOST_JUNK] != 0xFF
+        is_junk = tf.concat([junk, [False]], 0)
+        step = tf.where(head[0] == 0xFF, step, tf.argmin(is_junk))
         length = 256 * head[2] + head[3]
         length = tf.where(length < 2, _END, 2 + length)
         is_exif = tf.reduce_all(
