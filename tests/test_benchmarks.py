@@ -454,6 +454,7 @@ def test_a_time_as_a_share_of_the_limit():
     assert report.share_of_limit({}, training, 1.0) is None
 
 
+@pytest.mark.slow
 def test_limits_are_measured():
     found = machine.limits(threads=1)
     model = keras_resnext.ResNeXt50(weights=None)

@@ -96,7 +96,9 @@ def test_too_late_after_keras():
 @pytest.mark.parametrize(
     ("value", "expected"), [("0", "split, off"), ("1", "native, on")]
 )
-@pytest.mark.parametrize("imports", [OURS_FIRST, KERAS_FIRST])
+@pytest.mark.parametrize(
+    "imports", [OURS_FIRST, pytest.param(KERAS_FIRST, marks=pytest.mark.slow)]
+)
 def test_the_environment_decides(imports, value, expected):
     assert in_new_process(imports, **{cpu.SETTING: value}) == (
         f"{expected}, by {cpu.SETTING}={value}",

@@ -187,7 +187,7 @@ def start_workers(recipe, workdir, environments, **options):
         pytest.param(
             process.workers_of_tf_config, "adamw", marks=pytest.mark.slow
         ),
-        (process.workers_of_slurm, "sgd"),
+        (process.workers_of_slurm, "adamw"),
         pytest.param(
             process.workers_of_tf_config, "sgd", marks=pytest.mark.slow
         ),
@@ -230,6 +230,7 @@ def test_accumulation_is_the_whole_batch(sgd, tmp_path):
     assert source != whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sgd"], indirect=True)
 def test_steps_in_one_call_are_the_same(recipe, undisturbed, tmp_path):
     expected, losses = undisturbed
@@ -311,7 +312,7 @@ def test_one_of_two_workers_killed(killed, sgd, tmp_path):
     assert_same_weights(Run(workdir), Run(expected), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("recipe", ["sgd"], indirect=True)
+@pytest.mark.parametrize("recipe", ["adamw"], indirect=True)
 def test_sigterm_saves_and_ends(recipe, undisturbed, tmp_path):
     expected, losses = undisturbed
     options = {"strategy": "one", "deterministic": True}
@@ -325,6 +326,7 @@ def test_sigterm_saves_and_ends(recipe, undisturbed, tmp_path):
     assert_same_weights(Run(tmp_path), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_sigterm_of_one_worker_stops_both(sgd, tmp_path):
     workers = [
         process.start(sgd, tmp_path, environment=variables, **options)
@@ -339,6 +341,7 @@ def test_sigterm_of_one_worker_stops_both(sgd, tmp_path):
     assert saved == {"step-7.index", "step-10.index"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sgd"], indirect=True)
 def test_a_damaged_checkpoint_is_passed_over(recipe, undisturbed, tmp_path):
     expected, losses = undisturbed

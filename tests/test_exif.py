@@ -69,6 +69,7 @@ def photographs(tmp_path_factory):
     return folder, paths
 
 
+@pytest.mark.slow
 def test_every_route_turns_photographs_upright(
     classifier, photographs, tmp_path
 ):

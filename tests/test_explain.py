@@ -402,7 +402,9 @@ def test_maps_are_captums(float64):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"]
+)
 def test_backends_agree(backend, model, image, tmp_path):
     if backend == "torch":
         pytest.importorskip("torch", reason="make peers")

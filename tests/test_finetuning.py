@@ -86,7 +86,7 @@ def test_each_phase_has_its_own_rate(two_phase_run):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_kill_in_either_phase_changes_nothing(
     two_phases, two_phase_run, tmp_path, epoch
 ):
@@ -185,7 +185,9 @@ def copied_run(toy_run, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    "restart", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_finished_runs_are_extended(copied_run, toy_recipe, restart):
     before = copied_run.load_model().get_weights()
     recipe = copied_run.extended(5, restart_schedule=restart)
@@ -223,7 +225,7 @@ def test_unfinished_runs_are_not_extended(copied_run):
         copied_run.extended(20)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_learning_curves_are_optional(
     copied_run, toy_recipe, monkeypatch, caplog
 ):

@@ -711,7 +711,7 @@ for path in paths:
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/status"), reason="needs Linux' /proc"
 )

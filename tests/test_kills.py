@@ -226,7 +226,7 @@ def export(train, tmp_path_factory):
     return command
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_two_kills(train, tmp_path):
     """While it starts and while it saves; all others are slow."""
     train.kill_again_and_again(

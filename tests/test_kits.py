@@ -123,7 +123,14 @@ def test_the_kit_works_as_it_is_copied():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        pytest.param("float16", marks=pytest.mark.slow),
+        pytest.param("dynamic", marks=pytest.mark.slow),
+        "int8",
+    ],
+)
 def test_runs_quantised_files(classify, model, tmp_path, png, quantize):
     path = tmp_path / "model.tflite"
     pixels = picture(32, 32)[None]

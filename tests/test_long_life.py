@@ -70,7 +70,7 @@ def test_a_hundred_models(way):
     assert growth(life["memory"]) < 2 * life["weights"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_fifty_batch_sizes():
     life = live("batch_sizes")
     assert life["graphs"] == 2

@@ -108,7 +108,15 @@ def photos():
     return np.stack(parts)
 
 
-@pytest.mark.parametrize("quantize", [None, "float16", "dynamic", "int8"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        None,
+        pytest.param("float16", marks=pytest.mark.slow),
+        pytest.param("dynamic", marks=pytest.mark.slow),
+        "int8",
+    ],
+)
 def test_it_classifies_as_we_do(quantize, model, photos, tmp_path):
     path = tmp_path / "model.tflite"
     artifact = to_tflite(

@@ -167,7 +167,15 @@ def sequential():
 
 @pytest.mark.integration
 @every_format
-@pytest.mark.parametrize("build", [augmented, efficient, nested, sequential])
+@pytest.mark.parametrize(
+    "build",
+    [
+        augmented,
+        pytest.param(efficient, marks=pytest.mark.slow),
+        nested,
+        sequential,
+    ],
+)
 def test_other_models_of_users(name, build, crops, tmp_path):
     keras.utils.set_random_seed(0)
     model = build()

@@ -66,7 +66,7 @@ def run_on_jax(code, folder):
     return done.stdout
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_steps_are_those_of_training(tmp_path, float64):
     """Losses and weights, under warm-up and cosine, from the same weights.
 

@@ -39,8 +39,16 @@ def relative_difference(actual, expected):
     [
         (keras_resnext.ResNet50, "resnet50"),
         (keras_resnext.ResNeXt50, "resnext50_32x4d"),
-        (keras_resnext.ResNeXt101_32x8d, "resnext101_32x8d"),
-        (keras_resnext.ResNeXt101_64x4d, "resnext101_64x4d"),
+        pytest.param(
+            keras_resnext.ResNeXt101_32x8d,
+            "resnext101_32x8d",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            keras_resnext.ResNeXt101_64x4d,
+            "resnext101_64x4d",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

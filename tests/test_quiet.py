@@ -88,7 +88,9 @@ def test_a_users_level_stays(undecided, monkeypatch, level):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("level", [None, "0"])
+@pytest.mark.parametrize(
+    "level", [None, pytest.param("0", marks=pytest.mark.slow)]
+)
 def test_looking_for_a_gradient_is_not_announced(level):
     """Without oneDNN on a CPU there is none, of which TensorFlow warns."""
     environment = {

@@ -432,7 +432,9 @@ def test_what_a_shell_has_told_to_ignore_stays_ignored():
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("sent", "last"), [(4, 5), (3, 3)])
+@pytest.mark.parametrize(
+    ("sent", "last"), [(4, 5), pytest.param(3, 3, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_saves_and_ends(sent, last, recipe, toy_run, tmp_path):
     """After the step that follows, or after an epoch's evaluation."""
     steps = []
@@ -569,7 +571,7 @@ def start_two_workers(recipe, workdir):
     ]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_second_job_of_two_workers_is_refused(recipe, tmp_path):
     """On all of its workers; the first job's are not disturbed."""
     recipe = dataclasses.replace(recipe, epochs=1000)
@@ -593,7 +595,7 @@ def test_a_second_job_of_two_workers_is_refused(recipe, tmp_path):
             worker.communicate()
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_workers_have_the_same_data(recipe, data, tmp_path):
     """In another place, if need be; not cut on the way there."""
     copy = shutil.copytree(data, tmp_path / "copy")
@@ -662,7 +664,7 @@ def train_on_disk(place, script, recipe):
     return run_on_disk(place / "disk", script, train_there)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_training_goes_on_with_space(
     recipe, tmp_path
 ):

@@ -198,19 +198,25 @@ def test_trained_small_and_evaluated_large(toy_recipe, tmp_path):
     "changes",
     [
         {"precision": "mixed_bfloat16"},
-        {"precision": "mixed_float16", "global_clipnorm": 1.0},
+        pytest.param(
+            {"precision": "mixed_float16", "global_clipnorm": 1.0},
+            marks=pytest.mark.slow,
+        ),
         {
             "optimizer": "adamw",
             "gradient_accumulation_steps": 2,
             "ema_decay": 0.9,
         },
         {"mixup": 0.2, "cutmix": 1.0, "random_erasing": 0.3},
-        {"drop_path_rate": 0.5},
-        {
-            "form": "concatenated",
-            "trivial_augment": True,
-            "random_resized_crop_scale": 0.3,
-        },
+        pytest.param({"drop_path_rate": 0.5}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "form": "concatenated",
+                "trivial_augment": True,
+                "random_resized_crop_scale": 0.3,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_recipes_train(changes, toy_recipe, tmp_path):
@@ -242,7 +248,7 @@ def test_stochastic_depth_is_trained_resumed_and_not_saved(
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-3)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_images_that_cannot_be_decoded(toy_recipe, shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)
@@ -308,7 +314,7 @@ def test_weights_that_are_not_finite_are_not_saved(toy_recipe, tmp_path):
     assert names == ["step-3.index"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(toy_recipe, tmp_path):
     """With a limit on the size of files, which writing meets the same way."""
     code = (
