@@ -392,6 +392,10 @@ def test_accessibility(browser, site, pictures, tmp_path):
                 overflow = "document.documentElement.scrollWidth - innerWidth"
                 assert browser.evaluate(overflow) <= 0
     browser.page("setViewportSize", {"width": 1100, "height": 900})
+    image = "document.querySelector('#samples img')"
+    browser.evaluate(f"{image}.removeAttribute('alt')")
+    assert "button-name" in str(browser("axe"))
+    browser.evaluate(f"{image}.alt = 'Sample: Ankle boot'")
 
 
 def test_a_camera_that_is_refused_and_one_that_is_not(browser, site):
