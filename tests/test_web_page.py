@@ -453,7 +453,7 @@ def test_webgpu(browser, site, demo, pictures):
     )
     print(f"self-check on WebGPU: {browser.text('fact-self-check')}")
     differences = []
-    for name in ("ankle-boot", "shirt", "photo.png"):
+    for name in ("ankle-boot", "photo.png"):
         answer = browser("choose", path=pictures[name])
         assert answer["backend"] == "webgpu"
         differences.append(difference_from(demo, answer, pictures[name]))
@@ -468,7 +468,7 @@ def test_webgpu(browser, site, demo, pictures):
 def test_a_browser_without_webgpu(browser, site):
     script = "Object.defineProperty(navigator, 'gpu', { value: undefined });"
     browser("open", url=site, script=script)
-    browser.ready()
+    browser.wait_for("facts", "model.onnx")
     assert browser.text("notice") == ""
     browser.page("selectOption", "#backend", "webgpu")
     browser.wait_for("notice", "This browser has no WebGPU here")

@@ -80,7 +80,7 @@ const commands = {
     return page.evaluate(async () => {
       const { violations } = await window.axe.run();
       return violations.flatMap(({ id, nodes }) =>
-        nodes.map(({ html, failureSummary }) => `${id}: ${html} ${failureSummary}`),
+        nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`),
       );
     });
   },

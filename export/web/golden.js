@@ -33,7 +33,9 @@ export function drawGolden(number, size) {
 
 /** Logits from probabilities, shifted to mean zero: no class hides. */
 export function toLogits(probabilities) {
-  const logs = Array.from(probabilities, (p) => Math.log(Math.max(p, SMALLEST)));
+  const logs = Array.from(probabilities, (probability) =>
+    Math.log(Math.max(probability, SMALLEST)),
+  );
   const mean = logs.reduce((a, b) => a + b, 0) / logs.length;
   return logs.map((value) => value - mean);
 }
