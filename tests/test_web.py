@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -226,6 +227,13 @@ def test_what_npm_installs_is_locked_with_hashes():
 def served(folder):
     """The address of the kit's server for a folder."""
     with serve.make_server(folder) as server:
+        accepted, accept = [], server.get_request
+
+        def get_request():
+            accepted.append(accept())
+            return accepted[-1]
+
+        server.get_request = get_request
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -233,6 +241,10 @@ def served(folder):
         finally:
             server.shutdown()
             thread.join()
+            # Browsers keep connections, which threads of their own serve.
+            for connection, _ in accepted:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def get(address, path):
