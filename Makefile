@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WEB := export/web/node_modules
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +60,12 @@ test-next: $(VENV)/dev.installed  ## Quick tests on pre-releases of TensorFlow a
 peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
+
+web: $(VENV)/demo.installed $(WEB)/installed  ## Serve export/web, with the demo's model unless it has one
+	test -f export/web/model/model.json || $(BIN)/python export/web/add_model.py
+	$(BIN)/python export/web/serve.py
+
+web-modules: $(WEB)/installed  ## Add what export/web and its tests need from npm
 
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
 	$(BIN)/python -m tests.fuzz --minutes 60
@@ -99,7 +106,7 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with 
 
 clean:  ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
-	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	  $(WEB) *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -119,6 +126,12 @@ $(VENV)/dev.installed: setup.cfg pyproject.toml requirements-build.lock requirem
 $(VENV)-mediapipe/installed: | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-mediapipe
 	$(VENV)-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
+	@touch $@
+
+$(WEB)/installed: export/web/package.json export/web/package-lock.json
+	@command -v npm >/dev/null || { \
+	  echo "npm: expected on the PATH, of Node.js 20 or newer."; exit 1; }
+	cd export/web && npm ci --silent
 	@touch $@
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
