@@ -18,6 +18,9 @@ from keras_resnext.images import to_upright_rgb
 # TensorFlow's names of Pillow's filters; "keyscubic" has the same a = -0.5.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
+# Height by width from which Pillow reduces the height first, since 13.0.
+_TALL = 2
+
 # Longer side by shorter from which only the middle is resized, not the whole,
 # which would have 100 times the pixels of a square, or 100,000 times.
 _LONG = 100
@@ -331,7 +334,7 @@ class EvalTransform:
             self.resize_size * stored // tf.reduce_min(stored)
         )
 
-        def width_first():  # as Pillow does
+        def width_first():
             # The operation makes a float32 copy of what it does not resize
             # first, the rows; turned, that copy is small.
             turned = tf.transpose(image, (1, 0, 2))
@@ -342,8 +345,10 @@ class EvalTransform:
             resized = tf.transpose(self._resize_rows(image, height), (1, 0, 2))
             return tf.transpose(self._resize_rows(resized, width), (1, 0, 2))
 
+        is_tall = (stored[0] > _TALL * stored[1]) & (height < stored[0])
         # A column of pixels would first become `image_size` columns.
-        resized = tf.cond(height > _LONG * width, height_first, width_first)
+        is_long = height > _LONG * width
+        resized = tf.cond(is_tall | is_long, height_first, width_first)
         return tf.ensure_shape(resized, (self.image_size, self.image_size, 3))
 
     def _resize_rows(self, image, side):
