@@ -20,7 +20,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe serving serve fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,11 @@ peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
 
+serving: $(VENV)-serving/installed  ## Add KServe's server, which serves our files
+
+serve: $(VENV)-serving/installed runs/serving/model.onnx  ## Serve Fashion-MNIST's network over REST and gRPC
+	$(VENV)-serving/bin/python export/serving/serve.py --model runs/serving/model.onnx
+
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
 	$(BIN)/python -m tests.fuzz --minutes 60
 
@@ -96,9 +101,12 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with 
 	  --constraint requirements.lock --output-file requirements-demo.lock
 	echo setuptools | $(LOCK) - \
 	  --constraint requirements.lock --output-file requirements-build.lock
+	$(LOCK) export/serving/requirements.in \
+	  --output-file export/serving/requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-serving $(VENV)-lowest \
+	  $(VENV)-next build \
 	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
@@ -120,6 +128,19 @@ $(VENV)-mediapipe/installed: | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-mediapipe
 	$(VENV)-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
 	@touch $@
+
+# This package comes alone: what it needs here is in the kit's lock.
+SERVING = $(VENV)-serving/bin/python -m pip install --quiet
+$(VENV)-serving/installed: requirements-build.lock export/serving/requirements.lock | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-serving
+	$(SERVING) --require-hashes --requirement requirements-build.lock
+	$(SERVING) --require-hashes --requirement export/serving/requirements.lock
+	$(SERVING) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+runs/serving/model.onnx: | $(VENV)/demo.installed
+	$(BIN)/keras-resnext export resnext29_8x4d_f64 --weights fashion_mnist \
+	  --format onnx --output runs/serving
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
 # index. What they share with the lock keeps its version.

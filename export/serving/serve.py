@@ -1,0 +1,265 @@
+"""Serve an exported ONNX file or SavedModel with KServe's model server.
+
+python serve.py --model model.onnx
+
+It speaks the Open Inference Protocol: REST on port 8080, gRPC on port 8081.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import os
+import sys
+import warnings
+
+import kserve
+import kserve.logging
+import kserve.model_server
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kserve.errors import InvalidInput
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.rest.v2_datamodels import InferenceRequest
+from pictures import PictureModel
+from pictures import Refused
+from runtimes import open_model
+from starlette.exceptions import HTTPException
+
+_JSON_BYTES = "inference-header-content-length"
+
+log = logging.getLogger("serving")
+
+
+def main():
+    """Serve until a signal stops it; an error is one line."""
+    options = parse_arguments()
+    try:
+        check_options(options)
+        network = open_model(options.model, options.threads)
+    except (ModuleNotFoundError, ValueError) as error:
+        sys.exit(f"Error: {' '.join(str(error).split())}")
+    configure_logging()
+    model = PictureModel(
+        options.name,
+        network,
+        max_batch=options.max_batch,
+        max_waiting=options.max_waiting,
+        max_pictures=options.max_pictures,
+        max_pixels=options.max_pixels,
+    )
+    server = PictureServer(options)
+    log.info(
+        "%s is served at http://localhost:%d/v2/models/%s",
+        *(options.model, options.http_port, options.name),
+    )
+    server.start([model])
+    log.info("stopped: %d requests, %d answered", model.requests, model.answers)
+
+
+def parse_arguments():
+    """The command line.
+
+    Returns:
+        The options by name.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--model", required=True, help="an ONNX file or a SavedModel's folder")
+    add("--name", default="resnext", help="in URLs; resnext by default")
+    for name, default, text in (
+        ("http-port", 8080, "port of REST and metrics"),
+        ("grpc-port", 8081, "port of gRPC"),
+        ("threads", len(os.sched_getaffinity(0)), "threads of a batch"),
+        ("max-batch", 16, "most pictures that run together"),
+        ("max-waiting", 256, "most pictures under way; beyond: status 503"),
+        ("max-pictures", 64, "most pictures of a request"),
+        ("max-pixels", 50_000_000, "most pixels of an image file"),
+        ("max-megabytes", 16, "most megabytes of a request"),
+        ("grace-seconds", 30, "to end what is under way when it is stopped"),
+    ):
+        text = f"{text}; {default:,} by default"
+        add(f"--{name}", type=int, default=default, help=text)
+    return parser.parse_args()
+
+
+def check_options(options):
+    """Refuse numbers below one.
+
+    Args:
+        options: Those of the command line.
+
+    Raises:
+        ValueError: if one is.
+    """
+    for name, value in vars(options).items():
+        if isinstance(value, int) and value < 1:
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be 1 or more; got {value}."
+            )
+
+
+def configure_logging():
+    """Have KServe print warnings, and nothing for each request."""
+    settings = copy.deepcopy(kserve.logging.KSERVE_LOG_CONFIG)
+    loggers = settings["loggers"]
+    for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.error"):
+        loggers[name]["level"] = "WARNING"
+    loggers["uvicorn.access"]["handlers"] = []
+    loggers[log.name] = {"handlers": ["kserve"], "level": "INFO"}
+    kserve.logging.configure_logging(settings)
+    # KServe's, of FastAPI.
+    warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
+
+
+class PictureServer(kserve.ModelServer):
+    """KServe's server with limits, and requests that may hold any bytes.
+
+    Args:
+        options: Those of the command line.
+    """
+
+    def __init__(self, options):
+        super().__init__(
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            registered_models=_Models(),
+            enable_latency_logging=False,
+            grace_period=options.grace_seconds,
+        )
+        self.dataplane = _BinaryDataPlane(self.registered_models)
+        most = 1_000_000 * options.max_megabytes
+        # Where KServe looks for it.
+        kserve.model_server.args.grpc_max_receive_message_length = most
+        app = kserve.model_server.app
+        app.add_middleware(_SizeLimit, most=most)
+        app.add_exception_handler(Refused, _on_refused)
+        app.add_exception_handler(HTTPException, _on_http_exception)
+        app.add_exception_handler(RequestValidationError, _on_invalid)
+
+    def stop(self, sig):
+        """Stop once all that is under way is answered.
+
+        Args:
+            sig: The signal.
+        """
+        # KServe's own also unloads the models, under requests that run.
+        with contextlib.suppress(InvalidInput):
+            super().stop(sig)
+
+
+class _Models(kserve.ModelRepository):
+    """Models that stay: anyone may ask to unload them."""
+
+    def unload(self, name):
+        raise InvalidInput("The models of this server stay loaded.")
+
+
+class _BinaryDataPlane(DataPlane):
+    """Leaves the binary data of REST requests as they are.
+
+    KServe makes lists of numbers of them, and of bytes text, which image files
+    are not.
+    """
+
+    def decode_inference_request(self, body, headers, model_name):
+        if not isinstance(body, bytes):
+            return super().decode_inference_request(body, headers, model_name)
+        if _JSON_BYTES not in headers:
+            raise Refused(
+                "The body must be JSON with Content-Type application/json, or "
+                "JSON and binary data with Inference-Header-Content-Length."
+            )
+        try:
+            return _binary_request(body, int(headers[_JSON_BYTES]), model_name)
+        except RecursionError:
+            raise Refused("The JSON is nested too deeply.") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Refused(
+                "The body must be JSON of Inference-Header-Content-Length "
+                "bytes and the binary data of its inputs; "
+                f"{type(error).__name__}: {' '.join(str(error).split())}."
+            ) from error
+
+
+def _binary_request(body, position, model_name):
+    """A request of JSON and the binary data behind it."""
+    fields = json.loads(body[:position])
+    for tensor in fields["inputs"]:
+        tensor.setdefault("data", [])
+    fields = InferenceRequest.model_validate(fields)
+    request = kserve.InferRequest.from_inference_request(fields, model_name)
+    parts = []
+    for tensor in request.inputs:
+        size = tensor.parameters.get("binary_data_size")
+        parts.append(None if size is None else body[position:][:size])
+        position += size or 0
+    if position != len(body):
+        raise ValueError("binary_data_size is not the size of the data")
+    return kserve.InferRequest(
+        model_name,
+        request.inputs,
+        request.id,
+        parts,
+        parameters=request.parameters,
+        request_outputs=request.request_outputs,
+    )
+
+
+class _SizeLimit:
+    """Refuses large bodies, before they are read if they say their size."""
+
+    def __init__(self, app, most):
+        self._app, self._most = app, most
+
+    async def __call__(self, scope, receive, send):
+        size = 0
+
+        async def receive_some():
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            self._check(size)
+            return message
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        said = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            self._check(int(said))
+        except HTTPException as error:
+            response = await _on_http_exception(None, error)
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive_some, send)
+
+    def _check(self, size):
+        if size > self._most:
+            raise HTTPException(
+                413, f"A request must have at most {self._most:,} bytes."
+            )
+
+
+async def _on_refused(request, error):
+    return _error(error.details, error.status)
+
+
+async def _on_http_exception(request, error):
+    return _error(error.detail, error.status_code)
+
+
+async def _on_invalid(request, error):
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return _error(f"The request is not as it must be; {place}: {first['msg']}")
+
+
+def _error(message, status=400):
+    """An error as the protocol has them."""
+    return JSONResponse({"error": message}, status)
+
+
+if __name__ == "__main__":
+    main()
