@@ -6,28 +6,29 @@ It speaks the Open Inference Protocol: REST on port 8080, gRPC on port 8081.
 """
 
 import argparse
+import asyncio
 import contextlib
 import copy
-import json
 import logging
 import os
 import sys
-import warnings
 
 import kserve
 import kserve.logging
 import kserve.model_server
+import orjson
+import uvloop
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from kserve.errors import InvalidInput
-from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from pictures import PictureModel
 from pictures import Refused
 from runtimes import open_model
 from starlette.exceptions import HTTPException
 
-_JSON_BYTES = "inference-header-content-length"
+_SIZE = "Inference-Header-Content-Length"
 
 log = logging.getLogger("serving")
 
@@ -109,8 +110,6 @@ def configure_logging():
     loggers["uvicorn.access"]["handlers"] = []
     loggers[log.name] = {"handlers": ["kserve"], "level": "INFO"}
     kserve.logging.configure_logging(settings)
-    # KServe's, of FastAPI.
-    warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
 
 
 class PictureServer(kserve.ModelServer):
@@ -128,15 +127,32 @@ class PictureServer(kserve.ModelServer):
             enable_latency_logging=False,
             grace_period=options.grace_seconds,
         )
-        self.dataplane = _BinaryDataPlane(self.registered_models)
         most = 1_000_000 * options.max_megabytes
         # Where KServe looks for it.
         kserve.model_server.args.grpc_max_receive_message_length = most
         app = kserve.model_server.app
+        # Before KServe's, which makes lists of numbers of binary data, and of
+        # bytes text, which image files are not.
+        app.add_route("/v2/models/{name}/infer", self._infer, methods=["POST"])
         app.add_middleware(_SizeLimit, most=most)
         app.add_exception_handler(Refused, _on_refused)
         app.add_exception_handler(HTTPException, _on_http_exception)
         app.add_exception_handler(RequestValidationError, _on_invalid)
+        # KServe has it, and would start Python's own.
+        uvloop.install()
+        asyncio.set_event_loop(asyncio.new_event_loop())
+
+    async def _infer(self, request):
+        """Answer a REST request."""
+        name, size = request.path_params["name"], request.headers.get(_SIZE)
+        asked = read_request(name, await request.body(), size)
+        response, _ = await self.dataplane.infer(name, asked, request.headers)
+        outputs = asked.request_outputs or ()
+        if asked.use_binary_outputs or any(x.binary_data for x in outputs):
+            content, size = response.to_rest()
+            return Response(content, headers={_SIZE: str(size)})
+        # What KServe's has, which converts one number after the other.
+        return Response(_in_json(response), media_type="application/json")
 
     def stop(self, sig):
         """Stop once all that is under way is answered.
@@ -156,54 +172,71 @@ class _Models(kserve.ModelRepository):
         raise InvalidInput("The models of this server stay loaded.")
 
 
-class _BinaryDataPlane(DataPlane):
-    """Leaves the binary data of REST requests as they are.
+def read_request(name, body, size=None):
+    """A request of REST.
 
-    KServe makes lists of numbers of them, and of bytes text, which image files
-    are not.
+    Args:
+        name: That of the model.
+        body: JSON, and behind it the binary data of its inputs.
+        size: Bytes of the JSON, as text. Defaults to `None`, all.
+
+    Returns:
+        A `kserve.InferRequest`.
+
+    Raises:
+        Refused: if it is not as the protocol says.
+
+    Example:
+
+    >>> read_request("resnext", await request.body()).inputs[0].shape
+    [1]
     """
-
-    def decode_inference_request(self, body, headers, model_name):
-        if not isinstance(body, bytes):
-            return super().decode_inference_request(body, headers, model_name)
-        if _JSON_BYTES not in headers:
-            raise Refused(
-                "The body must be JSON with Content-Type application/json, or "
-                "JSON and binary data with Inference-Header-Content-Length."
-            )
-        try:
-            return _binary_request(body, int(headers[_JSON_BYTES]), model_name)
-        except RecursionError:
-            raise Refused("The JSON is nested too deeply.") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise Refused(
-                "The body must be JSON of Inference-Header-Content-Length "
-                "bytes and the binary data of its inputs; "
-                f"{type(error).__name__}: {' '.join(str(error).split())}."
-            ) from error
-
-
-def _binary_request(body, position, model_name):
-    """A request of JSON and the binary data behind it."""
-    fields = json.loads(body[:position])
-    for tensor in fields["inputs"]:
-        tensor.setdefault("data", [])
-    fields = InferenceRequest.model_validate(fields)
-    request = kserve.InferRequest.from_inference_request(fields, model_name)
-    parts = []
-    for tensor in request.inputs:
-        size = tensor.parameters.get("binary_data_size")
-        parts.append(None if size is None else body[position:][:size])
-        position += size or 0
-    if position != len(body):
-        raise ValueError("binary_data_size is not the size of the data")
+    try:
+        position = len(body) if size is None else int(size)
+        fields = orjson.loads(body[:position])
+        for tensor in fields["inputs"]:
+            tensor.setdefault("data", [])
+        fields = InferenceRequest.model_validate(fields)
+        request = kserve.InferRequest.from_inference_request(fields, name)
+        parts = []
+        for tensor in request.inputs:
+            size = tensor.parameters.get("binary_data_size")
+            parts.append(None if size is None else body[position:][:size])
+            position += size or 0
+        if position != len(body):
+            raise ValueError(f"it has {len(body)} bytes, not {position}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Refused(
+            "The body must be JSON as in the Open Inference Protocol, or, with "
+            "the header Inference-Header-Content-Length, JSON and binary data; "
+            f"{type(error).__name__}: {' '.join(str(error).split())}."
+        ) from error
     return kserve.InferRequest(
-        model_name,
+        name,
         request.inputs,
         request.id,
         parts,
         parameters=request.parameters,
         request_outputs=request.request_outputs,
+    )
+
+
+def _in_json(response):
+    outputs = [
+        {
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": output.shape,
+            "data": output.data.ravel().tolist(),
+        }
+        for output in response.outputs
+    ]
+    return orjson.dumps(
+        {
+            "id": response.id,
+            "model_name": response.model_name,
+            "outputs": outputs,
+        }
     )
 
 
