@@ -45,7 +45,7 @@ TRANSFORM = EvalTransform(
 )
 LIMITS = {
     "max-batch": 4,
-    "max-waiting": 40,
+    "max-waiting": 50,
     "max-pictures": 50,
     "max-pixels": 200_000,
     "max-megabytes": 1,
@@ -747,11 +747,23 @@ def test_other_addresses_are_refused(server, method, path, status):
 
 @integration
 def test_too_many_pictures_are_told_to_come_later(server, direct):
-    pixels = np.repeat(IMAGE, 41, 0)
+    """Those that were accepted are answered all the same."""
+    pixels = np.repeat(IMAGE, 50, 0)
     body, headers = binary(of_pixels(pixels), pixels.tobytes())
-    status, answer = server.post(body, **headers)
-    assert status == 503
-    assert "41 more would be over 40; try again later." in answer["error"]
+
+    def ask(_):
+        return server.post(body, **headers)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    for status, answer in answers:
+        if status == 503:
+            message = "50 pictures are under way and 50 more would be over 50;"
+            assert answer["error"].startswith(message)
+        else:
+            assert status == 200, answer
+            check(outputs_of(answer), direct(pixels))
+    assert {status for status, _ in answers} == {200, 503}
 
 
 @integration
@@ -952,6 +964,10 @@ def start(*command):
     [
         (["--model", "none"], "`--model` must be an ONNX file or the folder"),
         (["--model", "none", "--max-batch", "0"], "`--max-batch` must be 1 or"),
+        (
+            ["--model", "none", "--max-waiting", "9"],
+            "`--max-waiting` must be `--max-pictures` or more, 64; got 9.",
+        ),
     ],
 )
 def test_errors_are_one_line(python, arguments, message):

@@ -235,7 +235,7 @@ class PictureModel(kserve.Model):
             ) from error
         if tensor.name == "image_bytes":
             return [self._read_file(value) for value in values]
-        # Not a number is neither.
+        # Written so that NaN is refused too.
         if not (values.min() >= 0 and values.max() <= 255):
             raise Refused("`image` must be pixels from 0 to 255.")
         return list(values)
