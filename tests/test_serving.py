@@ -831,6 +831,8 @@ def test_grpc_requests_under_way_are_answered_at_the_end(
         received, _ = client.communicate(timeout=60)
     assert (client.returncode, status) == (0, 0), server.log()
     assert accepted == answered == int(received)
+    # A line when it begins and one when it ends.
+    assert len(server.log().splitlines()) == 2
 
 
 @integration

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import warnings
 
 import kserve
 import kserve.logging
@@ -62,6 +63,8 @@ def configure_logging():
     loggers["uvicorn.access"]["handlers"] = []
     loggers[log.name] = {"handlers": ["kserve"], "level": "INFO"}
     kserve.logging.configure_logging(settings)
+    # FastAPI's, about KServe.
+    warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
 
 
 class PictureServer(kserve.ModelServer):
