@@ -21,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules serving serve fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,7 @@ demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 test: lint  ## Lint, import contract and quick tests, 6 minutes at most
 	$(BIN)/python -m pytest
 
-test-all: peers mediapipe  ## The rest: processes, all networks, other libraries
+test-all: peers mediapipe serving  ## The rest: processes, all networks, other libraries
 	$(BIN)/python -m pytest -m "integration and not slow"
 
 test-slow: $(VENV)/peers.installed  ## Only the tests of minutes or gigabytes
@@ -66,6 +66,11 @@ web: $(VENV)/demo.installed $(WEB)/installed  ## Serve export/web, with the demo
 	$(BIN)/python export/web/serve.py
 
 web-modules: $(WEB)/installed  ## Add what export/web and its tests need from npm
+
+serving: $(VENV)-serving/installed  ## Add KServe's server, which serves our files
+
+serve: $(VENV)-serving/installed runs/serving/model.onnx  ## Serve Fashion-MNIST's network over REST and gRPC
+	$(VENV)-serving/bin/python export/serving/serve.py --model runs/serving/model.onnx
 
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
 	$(BIN)/python -m tests.fuzz --minutes 60
@@ -103,10 +108,13 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with 
 	  --constraint requirements.lock --output-file requirements-demo.lock
 	echo setuptools | $(LOCK) - \
 	  --constraint requirements.lock --output-file requirements-build.lock
+	$(LOCK) export/serving/requirements.in \
+	  --output-file export/serving/requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
-	  $(WEB) *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-serving $(VENV)-lowest \
+	  $(VENV)-next $(WEB) build \
+	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -133,6 +141,19 @@ $(WEB)/installed: export/web/package.json export/web/package-lock.json
 	  echo "npm: expected on the PATH, of Node.js 20 or newer."; exit 1; }
 	cd export/web && npm ci --silent
 	@touch $@
+
+# This package comes alone: what it needs here is in the kit's lock.
+SERVING = $(VENV)-serving/bin/python -m pip install --quiet
+$(VENV)-serving/installed: requirements-build.lock export/serving/requirements.lock | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-serving
+	$(SERVING) --require-hashes --requirement requirements-build.lock
+	$(SERVING) --require-hashes --requirement export/serving/requirements.lock
+	$(SERVING) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+runs/serving/model.onnx: | $(VENV)/demo.installed
+	$(BIN)/keras-resnext export resnext29_8x4d_f64 --weights fashion_mnist \
+	  --format onnx --output runs/serving
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
 # index. What they share with the lock keeps its version.
