@@ -142,8 +142,9 @@ $(WEB)/installed: export/web/package.json export/web/package-lock.json
 	cd export/web && npm ci --silent
 	@touch $@
 
-# This package comes alone: what it needs here is in the kit's lock.
-SERVING = $(VENV)-serving/bin/python -m pip install --quiet
+# This package comes alone: what it needs here is in the kit's lock. Few of the
+# modules are imported, and compiled when they are.
+SERVING = $(VENV)-serving/bin/python -m pip install --quiet --no-compile
 $(VENV)-serving/installed: requirements-build.lock export/serving/requirements.lock | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-serving
 	$(SERVING) --require-hashes --requirement requirements-build.lock
