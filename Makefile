@@ -20,7 +20,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe batch arm fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,11 @@ peers: $(VENV)/peers.installed  ## Add torch, timm and others to compare with
 
 mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
 
+batch: $(VENV)-batch/installed  ## Add Ray, which classifies millions of pictures
+
+arm: fashion  ## Run the TFLite files on ARM in qemu, and compare; 10 minutes
+	$(BIN)/python export/mobile/arm.py
+
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
 	$(BIN)/python -m tests.fuzz --minutes 60
 
@@ -96,9 +101,11 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with 
 	  --constraint requirements.lock --output-file requirements-demo.lock
 	echo setuptools | $(LOCK) - \
 	  --constraint requirements.lock --output-file requirements-build.lock
+	$(LOCK) export/batch/requirements.in --output-file export/batch/requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-lowest $(VENV)-next build \
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-batch $(VENV)-lowest \
+	  $(VENV)-next .arm build \
 	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
@@ -119,6 +126,12 @@ $(VENV)/dev.installed: setup.cfg pyproject.toml requirements-build.lock requirem
 $(VENV)-mediapipe/installed: | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)-mediapipe
 	$(VENV)-mediapipe/bin/python -m pip install --quiet mediapipe==1.2.2
+	@touch $@
+
+$(VENV)-batch/installed: export/batch/requirements.lock | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-batch
+	$(VENV)-batch/bin/python -m pip install --quiet --require-hashes \
+	  --requirement export/batch/requirements.lock
 	@touch $@
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
