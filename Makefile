@@ -62,7 +62,7 @@ mediapipe: $(VENV)-mediapipe/installed  ## Add MediaPipe, which opens our files
 
 batch: $(VENV)-batch/installed  ## Add Ray, which classifies millions of pictures
 
-arm: fashion  ## Run the TFLite files on ARM in qemu, and compare; 10 minutes
+arm: .arm/ready fashion  ## Run the TFLite files on ARM in qemu, and compare; 10 minutes
 	$(BIN)/python export/mobile/arm.py
 
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
@@ -133,6 +133,11 @@ $(VENV)-batch/installed: export/batch/requirements.lock | $(BIN)/python
 	$(VENV)-batch/bin/python -m pip install --quiet --require-hashes \
 	  --requirement export/batch/requirements.lock
 	@touch $@
+
+# Debian alone has the packages; elsewhere the tests that need them are skipped.
+.arm/ready: requirements.lock | $(VENV)/dev.installed
+	rm -f $@
+	-$(BIN)/python export/mobile/arm.py --prepare
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
 # index. What they share with the lock keeps its version.
