@@ -7,6 +7,7 @@ without one the tests that run it are skipped.
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import re
@@ -24,6 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks import fashion
+from keras_resnext import Classifier
 from keras_resnext.export import to_onnx
 from keras_resnext.transforms import EvalTransform
 from tests import isolated
@@ -357,6 +360,15 @@ def check(rows, model, contents):
         assert row["probability"] == row["probabilities"][0]
 
 
+@contextlib.contextmanager
+def temporary_files_of_killed_processes():
+    """Delete those of Ray, which are not in `tmp_path`, afterwards."""
+    before = {*pathlib.Path("/tmp").glob("ray-*")}
+    yield
+    for place in {*pathlib.Path("/tmp").glob("ray-*")} - before:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """310 pictures in folders, which take seconds, and what is none."""
@@ -379,13 +391,11 @@ def folder(tmp_path):
 def test_each_picture_once_after_a_kill(model, folder, tmp_path):
     output = tmp_path / "classes"
     arguments = [folder, output, "--model", model, "--top", 3, "--part", 10]
-    before = {*pathlib.Path("/tmp").glob("ray-*")}
-    kill_once(
-        start(*arguments),
-        lambda: len([*output.glob("predictions/part-*")]) >= 3,
-    )
-    for place in {*pathlib.Path("/tmp").glob("ray-*")} - before:
-        shutil.rmtree(place, ignore_errors=True)
+    with temporary_files_of_killed_processes():
+        kill_once(
+            start(*arguments),
+            lambda: len([*output.glob("predictions/part-*")]) >= 3,
+        )
     done = sum(map(len, read(output)))
     assert 30 <= done < 310
     (folder / "new.png").write_bytes(PICTURES["PNG"])
@@ -441,3 +451,113 @@ def test_parquet_files_where_there_is_no_network(model, tmp_path):
     assert len(errors) == 8
     for i, (_, reason) in enumerate(BAD.values(), 1000):
         assert reasons[i].startswith(reason)
+
+
+# All pictures in one process and one loop, with one thread and with two.
+PLAIN = """
+import importlib.util, itertools, json, pathlib, sys, time
+
+script, model, folder = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("classify", script)
+kit = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kit)
+paths = kit.list_pictures(pathlib.Path(folder))
+content = pathlib.Path(model).read_bytes()
+
+def readable(opened):
+    for path in paths:
+        try:
+            yield opened.read(pathlib.Path(folder, path))
+        except ValueError:
+            pass
+
+for threads in (1, 2):
+    opened = kit.Model(content, threads)
+    pictures, count, start = readable(opened), 0, time.perf_counter()
+    while batch := list(itertools.islice(pictures, 32)):
+        count += len(opened(batch))
+    print(json.dumps([count, time.perf_counter() - start]))
+"""
+
+
+@pytest.fixture(scope="module")
+def twenty_thousand(tmp_path_factory):
+    """Fashion-MNIST's test images, and the same a pixel to the right."""
+    if not shutil.which("apt-get"):
+        pytest.skip("needs apt-get")
+    place = tmp_path_factory.mktemp("fashion")
+    _, (pixels, _) = fashion.read(fashion._download(place))
+    contents = {}
+    for i, image in enumerate([*pixels, *np.roll(pixels, 1, 2)]):
+        content = encode(image)
+        contents[f"{i // 1000:02}/{i:05}.png"] = (
+            content[: len(content) // 2] if i % 50 == 7 else content
+        )
+    for name, content in contents.items():
+        (place / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "photos" / name).write_bytes(content)
+    path = place / "model.onnx"
+    to_onnx(Classifier.load("resnext29_8x4d_f64", "fashion_mnist"), path)
+    return path, place / "photos", contents
+
+
+@needs_ray
+@pytest.mark.slow
+def test_twenty_thousand_pictures(twenty_thousand, tmp_path, capsys):
+    """Killed in the middle; then all of them again, beside a plain loop."""
+    model, folder, contents = twenty_thousand
+    output = tmp_path / "classes"
+    arguments = [folder, output, "--model", model, "--top", 3]
+    with temporary_files_of_killed_processes():
+        kill_once(
+            start(*arguments),
+            lambda: len([*output.glob("predictions/part-*")]) >= 8,
+        )
+    done = sum(map(len, read(output)))
+    assert 8000 <= done < 20_000
+    assert f"20000 pictures: {done} done before" in finish(*arguments)
+    rows, errors = read(output)
+    bad = {name for name in contents if int(name[3:8]) % 50 == 7}
+    assert len(rows) == 19_600
+    assert len(errors) == 400
+    assert {row["path"] for row in errors} == bad
+    assert {row["path"] for row in rows} == {*contents} - bad
+    check_in_batches(rows, model, contents)
+    text = finish(folder, tmp_path / "again", "--model", model)
+    seconds = float(re.search(r" in ([\d.]+) s", text)[1])
+    loop = subprocess.run(
+        [PYTHON, "-c", PLAIN, SCRIPT, model, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with capsys.disabled():
+        print(f"\nkilled after {done} of 20000 pictures")
+        print(f"two workers, with Ray's start: {20_000 / seconds:.0f} a second")
+        for threads, line in enumerate(loop.stdout.splitlines(), 1):
+            count, seconds = json.loads(line)
+            assert count == 19_600
+            print(
+                f"a plain loop, threads {threads}: {20_000 / seconds:.0f} a "
+                "second"
+            )
+
+
+def check_in_batches(rows, model, contents):
+    """The answers are those of ONNX Runtime, called directly."""
+    session = onnxruntime.InferenceSession(model.read_bytes())
+    properties = session.get_modelmeta().custom_metadata_map
+    labels = json.loads(properties["labels"])
+    transform = EvalTransform.from_config(json.loads(properties["transform"]))
+    for start in range(0, len(rows), 100):
+        part = rows[start : start + 100]
+        images = [transform.pixels(contents[row["path"]]) for row in part]
+        feed = {"image": np.stack(images).astype("float32")}
+        (scores,) = session.run(["probabilities"], feed)
+        for row, probabilities in zip(part, scores, strict=True):
+            order = np.argsort(-probabilities, kind="stable")[:3]
+            np.testing.assert_allclose(
+                row["probabilities"], probabilities[order], atol=1e-6
+            )
+            if row["label"] != labels[order[0]]:  # two are as probable
+                assert probabilities[order[0]] - probabilities[order[1]] < 1e-6

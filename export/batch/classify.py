@@ -30,14 +30,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL import UnidentifiedImageError
 
-# Read when they are imported: both tell their makers that they are used, and
-# Ray's C++ prints what only its makers understand.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-
-import onnxruntime
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 # Where Pillow, as it comes, refuses pictures.
@@ -74,6 +66,9 @@ def main():
     arguments = parse_arguments()
     try:
         check_arguments(arguments)
+        # Workers are in other folders.
+        arguments.source = arguments.source.absolute()
+        arguments.output = arguments.output.absolute()
         content = read_model(arguments.model)
         Model(content, threads=1)  # an error now, not in each worker
         output = Output(arguments.output, content, arguments.top)
@@ -166,6 +161,10 @@ class Model:
     """
 
     def __init__(self, content, threads):
+        # Read when it is imported; it would report to its maker.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -183,7 +182,7 @@ class Model:
         outputs = {x.name: x.shape for x in self.session.get_outputs()}
         shape = inputs.get("image", [])
         if self.transposed:
-            shape = [shape[0], *shape[2:], shape[1]]
+            shape = [*shape[:1], *shape[2:], *shape[1:2]]
         if "probabilities" not in outputs or shape[3:] != [3]:
             raise ValueError(
                 "`--model` must map `image`, in colour, to `probabilities`; "
@@ -683,6 +682,7 @@ def run_on_ray(arguments, content, output, parts):
 @contextlib.contextmanager
 def connected(arguments, workers, size):
     """Ray: a cluster, or one of this machine, which leaves nothing."""
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     with contextlib.ExitStack() as stack:
         if arguments.address == "local":
@@ -690,7 +690,9 @@ def connected(arguments, workers, size):
                 # Its ports are open to the network.
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                # It asks three clouds whether this is theirs.
+                # It would count its users, and asks three clouds whether this
+                # machine is theirs.
+                "RAY_USAGE_STATS_ENABLED": "0",
                 "http_proxy": "http://127.0.0.1:9",
             }
             # Not TMPDIR: a socket's path has a hundred bytes at most.
@@ -707,8 +709,17 @@ def connected(arguments, workers, size):
         import ray
 
         stack.callback(ray.shutdown)
-        with silence():
-            ray.init(address=arguments.address, **options)
+        for tries in (2, 1, 0):
+            try:
+                with silence():
+                    ray.init(address=arguments.address, **options)
+                break
+            except Exception as error:  # of many types
+                ray.shutdown()
+                if not tries:  # a busy machine may take more than its 30 s
+                    raise ValueError(
+                        f"Ray does not start: {one_line(error)}"
+                    ) from error
         yield ray
 
 
