@@ -11,10 +11,13 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 
@@ -30,6 +33,7 @@ from keras_resnext import Classifier
 from keras_resnext.export import to_onnx
 from keras_resnext.transforms import EvalTransform
 from tests import isolated
+from tests.test_packaging import entries
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / "export/batch/classify.py"
@@ -230,6 +234,16 @@ def test_output_of_another_job_is_refused(kit, tmp_path, content, top, reason):
         path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"`output` {reason}"):
         kit.Output(tmp_path, content or b"model", top).read_done()
+
+
+def test_the_lock_has_hashes_and_no_addresses():
+    name = SCRIPT.with_name("requirements.lock")
+    locked = entries(name)
+    assert len(locked) > 20
+    assert all(locked.values())
+    assert "://" not in name.read_text()
+    names = {package.partition("==")[0] for package in locked}
+    assert not names & {"tensorflow", "keras", "keras-resnext"}
 
 
 def write_parquet(path, rows, **options):
@@ -451,6 +465,52 @@ def test_parquet_files_where_there_is_no_network(model, tmp_path):
     assert len(errors) == 8
     for i, (_, reason) in enumerate(BAD.values(), 1000):
         assert reasons[i].startswith(reason)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_by_its_address(model, tmp_path, monkeypatch):
+    """One machine that is started as the head of a cluster."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        (tmp_path / f"photos/{i}.png").write_bytes(PICTURES["PNG"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(PYTHON.with_name("ray"), "start", "--head", "--block"),
+        *(f"--port={port}", "--num-cpus=2"),
+        *("--include-dashboard=false", "--disable-usage-stats"),
+    ]
+    with temporary_files_of_killed_processes():
+        head = subprocess.Popen(
+            [*command, f"--temp-dir={tempfile.mkdtemp('', 'ray-', '/tmp')}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for_port(port)
+            text = finish(
+                *(tmp_path / "photos", tmp_path / "out", "--model", model),
+                *("--part", 5, "--address", f"127.0.0.1:{port}"),
+            )
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+            head.wait()
+    assert "20 classified" in text
+    assert len(read(tmp_path / "out")[0]) == 20
+
+
+def wait_for_port(port, timeout_s=120):
+    for _ in range(timeout_s):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(1)
+    raise TimeoutError(f"nothing listens at {port}")
 
 
 # All pictures in one process and one loop, with one thread and with two.
