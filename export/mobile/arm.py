@@ -87,7 +87,7 @@ def main():
         compare(folder, files, images, labels)
     except subprocess.CalledProcessError as error:
         sys.exit(f"Error: {error.cmd[0]} failed; its message is above.")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 
 
