@@ -72,7 +72,7 @@ ROW = "{:20} {:8} {:>10} {:>8} {:>8} {:>8}"
 def main():
     """Print how far ARM's probabilities are from this machine's."""
     arguments = parse_arguments()
-    folder = arguments.folder.absolute()
+    folder = ROOT / ".arm"
     try:
         if arguments.images < 1:
             raise ValueError(
@@ -96,12 +96,6 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--images", type=int, default=300, help="of Fashion-MNIST's test set"
-    )
-    parser.add_argument(
-        "--folder",
-        type=pathlib.Path,
-        default=ROOT / ".arm",
-        help="for what is unpacked, 350 MB",
     )
     parser.add_argument(
         "--prepare", action="store_true", help="unpack only, compare nothing"
