@@ -21,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules serving serve fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules serving serve batch arm fuzz bench bench-all study fashion lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,7 @@ demo: $(VENV)/demo.installed  ## Train on digits, evaluate, export to 3 formats
 test: lint  ## Lint, import contract and quick tests, 6 minutes at most
 	$(BIN)/python -m pytest
 
-test-all: peers mediapipe serving  ## The rest: processes, all networks, other libraries
+test-all: peers mediapipe serving batch  ## The rest: processes, all networks, other libraries
 	$(BIN)/python -m pytest -m "integration and not slow"
 
 test-slow: $(VENV)/peers.installed  ## Only the tests of minutes or gigabytes
@@ -71,6 +71,11 @@ serving: $(VENV)-serving/installed  ## Add KServe's server, which serves our fil
 
 serve: $(VENV)-serving/installed runs/serving/model.onnx  ## Serve Fashion-MNIST's network over REST and gRPC
 	$(VENV)-serving/bin/python export/serving/serve.py --model runs/serving/model.onnx
+
+batch: $(VENV)-batch/installed  ## Add Ray, which classifies millions of pictures
+
+arm: .arm/ready fashion  ## Run the TFLite files on ARM in qemu, and compare; 10 minutes
+	$(BIN)/python export/mobile/arm.py
 
 fuzz: $(VENV)/peers.installed  ## Give all readers changed files, an hour
 	$(BIN)/python -m tests.fuzz --minutes 60
@@ -110,10 +115,12 @@ lock: $(VENV)/dev.installed  ## Resolve setup.cfg's ranges into the locks, with 
 	  --constraint requirements.lock --output-file requirements-build.lock
 	$(LOCK) export/serving/requirements.in \
 	  --output-file export/serving/requirements.lock
+	$(LOCK) export/batch/requirements.in \
+	  --output-file export/batch/requirements.lock
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-serving $(VENV)-lowest \
-	  $(VENV)-next $(WEB) build \
+	rm -rf $(VENV) $(VENV)-mediapipe $(VENV)-serving $(VENV)-batch \
+	  $(VENV)-lowest $(VENV)-next $(WEB) .arm build \
 	  *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
@@ -155,6 +162,17 @@ $(VENV)-serving/installed: requirements-build.lock export/serving/requirements.l
 runs/serving/model.onnx: | $(VENV)/demo.installed
 	$(BIN)/keras-resnext export resnext29_8x4d_f64 --weights fashion_mnist \
 	  --format onnx --output runs/serving
+
+$(VENV)-batch/installed: export/batch/requirements.lock | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)-batch
+	$(VENV)-batch/bin/python -m pip install --quiet --no-compile \
+	  --require-hashes --requirement export/batch/requirements.lock
+	@touch $@
+
+# Debian alone has the packages; elsewhere the tests that need them are skipped.
+.arm/ready: requirements.lock | $(VENV)/dev.installed
+	rm -f $@
+	-$(BIN)/python export/mobile/arm.py --prepare
 
 # Without hashes: torch is another file for a CPU, for each CUDA and for each
 # index. What they share with the lock keeps its version.

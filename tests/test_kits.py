@@ -34,10 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def classify():
     """export/mobile/classify.py as a module."""
-    spec = importlib.util.spec_from_file_location("classify", CLASSIFY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(CLASSIFY)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +67,22 @@ def picture(height, width):
     colours = slope[..., None] * [200, 120, 60]
     noise = random.integers(0, 56, (height, width, 3))
     return (colours + noise).astype("uint8")
+
+
+@pytest.fixture(scope="module")
+def arm():
+    """export/mobile/arm.py as a module, and where it has unpacked ARM's."""
+    folder = CLASSIFY.parents[2] / ".arm"
+    if not (folder / "ready").exists():
+        pytest.skip("`make arm` unpacks Python and LiteRT for ARM")
+    return load(CLASSIFY.with_name("arm.py")), folder
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(*arguments):
@@ -242,3 +255,31 @@ def test_errors_are_one_line(arguments, expected, tflite, png, tmp_path):
     for argument in arguments:
         if argument in ("no.tflite", "no.png"):
             assert f"got {argument}" in line
+
+
+@pytest.mark.integration
+def test_arm_answers_the_same(arm, model, tmp_path):
+    """On a core with dot products, as phones have them."""
+    module, folder = arm
+    python = module.arm_python(folder, "cortex-a76")
+    assert module.answer(python) == module.answer([sys.executable])
+    files = {name: tmp_path / name for name in ("none", "dynamic", "int8")}
+    images = np.stack([picture(32, 32), picture(32, 32)[::-1]])
+    for name, path in files.items():
+        to_tflite(
+            model,
+            path,
+            quantize=None if name == "none" else name,
+            calibration=images if name == "int8" else None,
+            images=images,
+            limits=Limits(),
+        )
+    here = module.probabilities(files, images, [sys.executable])
+    there = module.probabilities(files, images, python)
+    for name in files:
+        assert here[name].shape == (2, 10)
+        allowed = module.ROUNDING
+        allowed += module.distance(here[name], here["none"])
+        assert module.distance(there[name], here[name]) < allowed, name
+    machine = "import platform; print(platform.machine())"
+    assert module.run([*python, "-c", machine]) == "aarch64\n"

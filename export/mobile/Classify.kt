@@ -1,5 +1,5 @@
 // Android: name what is on a picture, in two ways. Put model.tflite into
-// src/main/assets. Written against the versions below; not compiled here.
+// src/main/assets. Compiled against stand-ins for the versions below; not run.
 
 import android.content.Context
 import android.graphics.Bitmap

@@ -1,5 +1,5 @@
 // iOS: name what is on a picture, in two ways. Add model.tflite to the app's
-// bundle. Written against the versions below; not compiled here.
+// bundle. Type-checked against stand-ins for the versions below; not run.
 
 import MediaPipeTasksVision
 import TensorFlowLite
