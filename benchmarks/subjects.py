@@ -371,6 +371,8 @@ def _load_tensors(network, arrays):
 
 
 def onnxruntime(job):
+    # Read when it is imported; it would report to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

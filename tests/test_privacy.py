@@ -52,6 +52,15 @@ classifier = keras_resnext.Classifier.load(
 explain.grad_cam(classifier, sys.argv[1])
 """
 
+EXPORTS = """
+import sys, time
+import keras_resnext
+from keras_resnext.export import to_onnx
+model = keras_resnext.ResNeXt((1,), 2, 4, stem="cifar", input_shape=(8, 8, 3))
+to_onnx(model, sys.argv[1])
+time.sleep(30)
+"""
+
 
 # Seconds, and where the file is or why it is not.
 FETCH = """
@@ -125,6 +134,20 @@ def test_export(run, folder):
     """With ONNX Runtime and LiteRT in processes of their own."""
     keras_resnext_stays("export", run, "--data-dir", folder / "data")
     assert (run / "export/model.onnx").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disabled", ["0", None])
+def test_onnx_runtime_reports_to_nobody(disabled, tmp_path):
+    """It would, some seconds after a session was opened."""
+    variables = {"ORT_DISABLE_TELEMETRY": disabled} if disabled else {}
+    done = isolated.run(
+        *(sys.executable, "-c", EXPORTS, tmp_path / "model.onnx"),
+        environment=variables,
+    )
+    assert done.status == 0, done.errors[-3000:]
+    asked = {"mobile.events.data.microsoft.com"} if disabled else set()
+    assert set(done.names) == asked
 
 
 def test_what_a_silent_name_server_costs(tmp_path):

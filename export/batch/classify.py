@@ -162,7 +162,7 @@ class Model:
 
     def __init__(self, content, threads):
         # Read when it is imported; it would report to its maker.
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

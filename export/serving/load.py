@@ -31,7 +31,6 @@ import time
 
 import aiohttp
 import numpy as np
-import onnxruntime
 import psutil
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -95,6 +94,10 @@ class Direct:
     """
 
     def __init__(self, path, cores):
+        # Read when it is imported; it would report to its maker.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
         self._cores = cores
         with self._pinned():
             options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -62,6 +63,8 @@ def open_model(path, threads):
 
 
 def _open_onnx(path, threads):
+    # Read when it is imported; it would report to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,8 +1,12 @@
 """Exporters: a built model and a path come in, a verified file goes out."""
 
+import os
+
 from keras_resnext.extras import require_tensorflow
 
 require_tensorflow("Exporting")
+# ONNX Runtime reads it when it is imported, and else reports to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from keras_resnext.export.onnx import to_onnx as to_onnx
 from keras_resnext.export.report import Plan as Plan
