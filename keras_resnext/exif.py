@@ -330,8 +330,8 @@ def _jpeg_exif(data):
         junk = data[position : position + _MOST_JUNK] != 0xFF
         is_junk = tf.concat([junk, [False]], 0)
         step = tf.where(head[0] == 0xFF, step, tf.argmin(is_junk))
-        length = 256 * head[2] + head[3]
-        length = tf.where(length < 2, _END, 2 + length)
+        # It counts itself, even where it says less.
+        length = 2 + tf.maximum(256 * head[2] + head[3], 2)
         is_exif = tf.reduce_all(
             tf.gather(head, (0, 1, *range(4, 10))) == [0xFF, 0xE1, *_EXIF]
         )
