@@ -94,7 +94,11 @@ def test_too_late_after_keras():
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("value", "expected"), [("0", "split, off"), ("1", "native, on")]
+    ("value", "expected"),
+    [
+        pytest.param("0", "split, off", marks=pytest.mark.slow),
+        ("1", "native, on"),
+    ],
 )
 @pytest.mark.parametrize(
     "imports", [OURS_FIRST, pytest.param(KERAS_FIRST, marks=pytest.mark.slow)]

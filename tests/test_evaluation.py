@@ -67,7 +67,7 @@ def test_what_fails_beside_decoding_is_no_bad_image(toy_run, toy_recipe):
         )
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_class_without_validation_images(toy_recipe, shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)

@@ -349,7 +349,7 @@ def test_heads_of_other_kinds(kind, image):
     )
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_maps_are_captums(float64):
     """Of torchvision's ResNeXt-50, and of ours with the same weights.
 

@@ -273,7 +273,7 @@ def test_plans_adapt_to_the_data(shades, toy_run, tmp_path):
         plan_finetuning(shades, tmp_path, weights=toy_run.path, model="x")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_finetuning_resumes_its_own_recipe(shades, toy_run, tmp_path):
     plans = []
     run = finetune(

@@ -159,7 +159,7 @@ def test_models_whose_graph_does_not_say():
     assert input_kind(keras.Model(whole, learned(x))) == "pixels"
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_keras_applications():
     """Those with the names of our layers are told apart."""
     kinds = {

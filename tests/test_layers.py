@@ -518,7 +518,7 @@ def test_fused_norm_under_replicas_is_keras_norm():
     assert inner.returncode == 0, inner.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.skipif(not ONEDNN, reason="this is the inner run")
 def test_all_of_this_without_onednn():
     """oneDNN is chosen when TensorFlow loads, so it takes a new process."""

@@ -77,6 +77,7 @@ def test_stored_without_outputs(path):
         assert cell.execution_count is None
 
 
+@pytest.mark.slow
 @each_notebook
 def test_runs(path, execute):
     notebook = execute(path)

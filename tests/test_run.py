@@ -98,7 +98,7 @@ def test_another_run_is_refused_and_untouched(toy_run, toy_recipe):
     assert state() == before
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_changed_classes_are_refused_and_labels_kept(shades, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(shades, copy)

@@ -107,6 +107,7 @@ def without_download(cifar, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_imagenet_is_trained_on_and_evaluated(imagenet, tmp_path):
     recipe = dataclasses.replace(
         RECIPES["imagenet_released"],

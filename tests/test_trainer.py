@@ -225,7 +225,7 @@ def test_other_recipes_train(changes, toy_recipe, tmp_path):
     assert run.load_model().dtype_policy.name == "float32"
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_stochastic_depth_is_trained_resumed_and_not_saved(
     toy_recipe, tmp_path
 ):

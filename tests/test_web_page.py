@@ -443,6 +443,7 @@ def without_blobs(log, site):
     return [url for url in log["requests"] if not url.startswith(blob)]
 
 
+@pytest.mark.slow
 def test_webgpu(browser, site, demo, pictures):
     """On a GPU that is computed by the processor; not chosen by itself."""
     browser("open", url=site)
