@@ -37,7 +37,7 @@ test: lint  ## Lint, import contract and quick tests, 6 minutes at most
 test-all: peers mediapipe serving batch  ## The rest: processes, all networks, other libraries
 	$(BIN)/python -m pytest -m "integration and not slow"
 
-test-slow: peers mediapipe serving batch  ## What takes longest: kills, long lives, workers, gigabytes; 2 hours
+test-slow: peers mediapipe serving batch .arm/ready  ## What takes longest: kills, long lives, workers, gigabytes; 2 hours
 	$(BIN)/python -m pytest -m slow
 
 # Old libraries warn of new ones below them: warnings are no errors there.

@@ -371,7 +371,7 @@ def _load_tensors(network, arrays):
 
 
 def onnxruntime(job):
-    # Read when it is imported; it would report to its maker.
+    # ONNX Runtime reads this on import; otherwise it reports to Microsoft.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

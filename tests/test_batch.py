@@ -169,7 +169,7 @@ def plain_cmyk():
 
 
 BAD = {
-    "nothing": (None, "there is no such file"),
+    "nothing": (None, "it has no content"),
     "empty": (b"", "unknown format; JPEG, PNG, GIF, BMP, WEBP are read"),
     "text": (b"This is no picture.", "unknown format; "),
     "TIFF": (encode(noise(8, 8), "TIFF"), "unknown format; "),
@@ -209,12 +209,72 @@ def test_a_part_counts_once_both_its_files_are_there(kit, tmp_path):
     output = kit.Output(tmp_path, b"model", 1)
     assert output.read_done() == set()
     row = ("a.png", "cat", 0.5, ["cat"], [0.5])
-    output.write(["a.png", "b.png"], [row], [("b.png", "why")])
+    with output.held():
+        output.write(["a.png", "b.png"], [row], [("b.png", "why")])
     assert output.read_done() == {"a.png", "b.png"}
     (path,) = output.predictions.iterdir()
     path.rename(output.predictions / f".{path.name}.new")
     assert output.read_done() == set()
     assert not [*output.errors.iterdir(), *output.predictions.iterdir()]
+
+
+def test_an_output_has_one_writer(kit, tmp_path):
+    output = kit.Output(tmp_path, b"model", 1)
+    other = kit.Output(tmp_path, b"model", 1)
+    with (
+        output.held(),
+        pytest.raises(ValueError, match="`output` must have one writer"),
+        other.held(),
+    ):
+        pass
+    with other.held():
+        pass
+
+
+def test_what_is_in_neither_table_is_an_error(kit, tmp_path):
+    """A machine that does not see the folder writes nothing elsewhere."""
+    output = kit.Output(tmp_path / "shared", b"model", 1)
+    row = ("a.png", "cat", 0.5, ["cat"], [0.5])
+    with pytest.raises(FileNotFoundError):
+        output.write(["a.png"], [row], [])
+    groups = [{"file": "", "group": 0, "names": ["a.png", "b.png"]}]
+    with output.held():
+        output.write(["a.png"], [row], [])
+        with pytest.raises(
+            ValueError, match="1 of 2 pictures are in neither table"
+        ):
+            kit.check_complete(output, groups)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), MemoryError()])
+def test_what_may_pass_is_no_bad_picture(kit, error, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(kit.Image, "open", fail)
+    with pytest.raises(type(error)):
+        kit.read_picture(PICTURES["PNG"])
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(kit, tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        kit.list_pictures(tmp_path)
+
+
+def test_a_network_of_other_inputs_is_refused(kit, small_model, tmp_path):
+    path = tmp_path / "bare.onnx"
+    to_onnx(small_model, path, preprocessing=None)
+    with pytest.raises(ValueError, match="`--model` must take RGB pixels"):
+        kit.Model(path.read_bytes(), threads=1)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +288,8 @@ def test_a_part_counts_once_both_its_files_are_there(kit, tmp_path):
 )
 def test_output_of_another_job_is_refused(kit, tmp_path, content, top, reason):
     output = kit.Output(tmp_path, b"model", 1)
-    output.write(["a.png"], [("a.png", "cat", 0.5, ["cat"], [0.5])], [])
+    with output.held():
+        output.write(["a.png"], [("a.png", "cat", 0.5, ["cat"], [0.5])], [])
     (path,) = output.predictions.iterdir()
     if content is None:
         path.write_bytes(path.read_bytes()[:-9])

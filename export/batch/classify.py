@@ -10,6 +10,7 @@ After a kill the same command goes on where it was.
 import argparse
 import collections
 import contextlib
+import fcntl
 import hashlib
 import io
 import itertools
@@ -73,12 +74,14 @@ def main():
         Model(content, threads=1)  # an error now, not in each worker
         output = Output(arguments.output, content, arguments.top)
         groups = read_source(arguments)
-        parts = plan(groups, output.read_done(), arguments.part)
-        classify(arguments, content, output, groups, parts)
+        with output.held():
+            parts = plan(groups, output.read_done(), arguments.part)
+            classify(arguments, content, output, groups, parts)
+            check_complete(output, groups)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here.")
-    except (ValueError, OSError) as error:
-        sys.exit(f"Error: {one_line(error)}")
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"Error: {one_line(error) or type(error).__name__}")
 
 
 def parse_arguments():
@@ -161,7 +164,7 @@ class Model:
     """
 
     def __init__(self, content, threads):
-        # Read when it is imported; it would report to its maker.
+        # ONNX Runtime reads this on import; otherwise it reports to Microsoft.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
@@ -177,6 +180,12 @@ class Model:
                 f"`--model` must be an .onnx file: {one_line(error)}"
             ) from error
         metadata = self.session.get_modelmeta().custom_metadata_map
+        takes = metadata.get("input", "")
+        if not takes.startswith("RGB pixels"):
+            raise ValueError(
+                "`--model` must take RGB pixels, as exported with "
+                f"`--preprocessing`; got one that takes {takes or 'others'}."
+            )
         self.transposed = metadata.get("data_format") == "NCHW"
         inputs = {x.name: x.shape for x in self.session.get_inputs()}
         outputs = {x.name: x.shape for x in self.session.get_outputs()}
@@ -211,7 +220,7 @@ class Model:
         Raises:
             ValueError: if it cannot be read.
         """
-        # Of eight times as many pixels nothing is left to see.
+        # Beyond eight times the size, no difference remains.
         shrink_to = 8 * int(max(self.size) / self.crop_pct + 1e-6)
         image = read_picture(source, max_pixels, shrink_to)
         return resize_and_crop(
@@ -240,12 +249,16 @@ def read_picture(source, max_pixels=MAX_PIXELS, shrink_to=1 << 30):
         A Pillow image of mode RGB.
 
     Raises:
-        ValueError: if it cannot be read, for any reason.
+        ValueError: if it is not such a file, or damaged.
+        OSError: if the disk or the network fails; it may be good.
+        MemoryError: if there is too little memory for it.
     """
     try:
         if isinstance(source, bytes):
             source = io.BytesIO(source)
-        elif source is None or not os.path.isfile(source):
+        elif source is None:
+            raise ValueError("it has no content")
+        elif not os.path.isfile(source):
             # A pipe may never end.
             raise ValueError("there is no such file")
         # Its own limit, which warns from half of it on; ours is below.
@@ -258,6 +271,13 @@ def read_picture(source, max_pixels=MAX_PIXELS, shrink_to=1 << 30):
         raise ValueError(
             f"unknown format; {', '.join(FORMATS)} are read"
         ) from error
+    except MemoryError:
+        raise
+    except OSError as error:
+        # Pillow's own have no number; a disk's or network's may pass.
+        if error.errno is not None:
+            raise
+        raise ValueError(one_line(error) or type(error).__name__) from error
     # On damaged files, Pillow raises errors of any type.
     except Exception as error:
         raise ValueError(one_line(error) or type(error).__name__) from error
@@ -364,12 +384,20 @@ def read_source(arguments):
 
 
 def list_pictures(folder):
-    """The pictures below a folder, sorted: paths from there, with slashes."""
+    """The pictures below a folder, sorted: paths from there, with slashes.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+
+    def fail(error):
+        raise error
+
     names = []
-    for place, _, files in os.walk(folder):
+    for place, _, files in os.walk(folder, onerror=fail):
         at = pathlib.Path(place).relative_to(folder)
         names += [
-            # Parquet's text is UTF-8; other names have no picture.
+            # Parquet's text is UTF-8: files of other names end as errors.
             os.fsencode(at / file).decode(errors="backslashreplace")
             for file in files
             if file.lower().endswith(SUFFIXES)
@@ -423,8 +451,8 @@ def text(column):
 def plan(groups, done, size):
     """What is to do, in parts of at most about `size` pictures.
 
-    The pictures of a part depend on the source alone, not on what is done, as
-    only whole parts are: whoever classifies one writes the same file.
+    Of a source that is as it was, a part has the same pictures whatever is
+    done, as only whole parts are: whoever classifies one writes the same file.
 
     Args:
         groups: What `read_source` found.
@@ -488,6 +516,27 @@ class Output:
                 path.unlink(missing_ok=True)
         return done
 
+    @contextlib.contextmanager
+    def held(self):
+        """The folders, made here and nowhere else, for this process alone.
+
+        A machine that does not see them has not mounted them.
+
+        Raises:
+            ValueError: if another process writes there.
+        """
+        for folder in (self.predictions, self.errors):
+            folder.mkdir(parents=True, exist_ok=True)
+        with open(self.predictions.parent / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    "`output` must have one writer; another process writes to "
+                    f"{self.predictions.parent}."
+                ) from error
+            yield
+
     def _read(self, path):
         """The names in one of the files."""
         try:
@@ -526,7 +575,6 @@ class Output:
             for column, field in zip(columns, schema, strict=True)
         ]
         schema = schema.with_metadata(self.about)
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{uuid.uuid4().hex}.new")
         try:
             with open(new, "wb") as file:
@@ -554,14 +602,20 @@ class Worker:
         """Do a part; how many pictures were read or not, or what stopped it."""
         try:
             good, bad = self._classify(part)
-        except OSError as error:  # Ray's own message does not have it
-            return {"good": 0, "bad": 0, "error": one_line(error)}
+        # Ray's own message does not have it.
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            message = one_line(error) or type(error).__name__
+            return {"good": 0, "bad": 0, "error": message}
         return {"good": good, "bad": bad, "error": ""}
 
     def _classify(self, part):
         """Classify a part and write it."""
         names = list(part["names"])
         predictions, errors = [], []
+        if not self.arguments.source.exists():
+            raise FileNotFoundError(
+                f"{self.arguments.source} is not on this machine."
+            )
         pictures = self._read(part, names, errors)
         while batch := list(
             itertools.islice(pictures, self.arguments.batch_size)
@@ -633,6 +687,21 @@ def classify(arguments, content, output, groups, parts):
         f"{bad} not readable, in {seconds:.1f} s"
     )
     print(f"{output.predictions}\n{output.errors}")
+
+
+def check_complete(output, groups):
+    """Compare what is written with what was asked for.
+
+    Raises:
+        ValueError: if pictures are in neither table.
+    """
+    names = {name for group in groups for name in group["names"]}
+    if missing := len(names - output.read_done()):
+        raise ValueError(
+            f"{missing} of {len(names)} pictures are in neither table. All "
+            f"machines must see "
+            f"{output.predictions.parent}; the same command goes on from here."
+        )
 
 
 def show_progress(line):
@@ -725,7 +794,7 @@ def connected(arguments, workers, size):
 
 @contextlib.contextmanager
 def silence():
-    """Nothing on standard error, from C++ neither."""
+    """Nothing on standard error, not even from C++."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

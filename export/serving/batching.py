@@ -73,10 +73,14 @@ class Batcher:
 
     def _take(self):
         """The next batch; an empty one ends the work."""
+        batch = []
         with self._lock:
-            count = min(len(self._waiting), self._largest)
-            self._is_running = count > 0
-            return [self._waiting.popleft() for _ in range(count)]
+            while self._waiting and len(batch) < self._largest:
+                picture, answer = self._waiting.popleft()
+                if not answer.cancelled():  # as gRPC's may be
+                    batch.append((picture, answer))
+            self._is_running = bool(batch)
+        return batch
 
 
 def _answer(futures, answers, error):

@@ -1,4 +1,4 @@
-"""Load a server with requests, and judge its answers, speed and memory.
+"""Load a server with requests, and judge its answers, and time it.
 
 python load.py --model model.onnx
 
@@ -94,7 +94,7 @@ class Direct:
     """
 
     def __init__(self, path, cores):
-        # Read when it is imported; it would report to its maker.
+        # ONNX Runtime reads this on import; otherwise it reports to Microsoft.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
@@ -383,7 +383,7 @@ async def _ask_once(server, session, number, picture):
             },
         ) as response:
             answer = await response.json()
-    except aiohttp.ClientError:
+    except (aiohttp.ClientError, TimeoutError):
         return "refused"
     if picture.expected is None:
         is_refused = response.status // 100 == 4 and answer["error"]

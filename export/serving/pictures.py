@@ -4,7 +4,6 @@ import asyncio
 import base64
 import concurrent.futures
 import http
-import os
 import struct
 import time
 import uuid
@@ -66,7 +65,15 @@ class PictureModel(kserve.Model):
     """
 
     def __init__(
-        self, name, network, *, max_batch, max_waiting, max_pictures, max_pixels
+        self,
+        name,
+        network,
+        *,
+        threads,
+        max_batch,
+        max_waiting,
+        max_pictures,
+        max_pixels,
     ):
         super().__init__(name)
         self.requests = 0
@@ -76,10 +83,7 @@ class PictureModel(kserve.Model):
         self._max_waiting, self._max_pictures = max_waiting, max_pictures
         self._max_pixels = max_pixels
         self._batcher = Batcher(self._run, max_batch)
-        # As many image files are decoded at once as there are cores.
-        self._readers = concurrent.futures.ThreadPoolExecutor(
-            len(os.sched_getaffinity(0)), "reader"
-        )
+        self._readers = concurrent.futures.ThreadPoolExecutor(threads, "reader")
         self._waiting = Gauge("pictures_waiting", "Pictures under way")
         self._outcomes = Counter("pictures", "Pictures so far", ["outcome"])
         self._refusals = Counter("refused_requests", "By status", ["status"])

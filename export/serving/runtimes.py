@@ -63,7 +63,7 @@ def open_model(path, threads):
 
 
 def _open_onnx(path, threads):
-    # Read when it is imported; it would report to its maker.
+    # ONNX Runtime reads this on import; otherwise it reports to Microsoft.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

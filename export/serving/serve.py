@@ -18,7 +18,7 @@ def main():
     try:
         check_options(options)
         network = open_model(options.model, options.threads)
-    except (ModuleNotFoundError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, ValueError) as error:
         sys.exit(f"Error: {' '.join(str(error).split())}")
     from server import serve  # seconds, which errors need not wait for
 
@@ -38,7 +38,11 @@ def parse_arguments():
     for name, default, text in (
         ("http-port", 8080, "port of REST and metrics"),
         ("grpc-port", 8081, "port of gRPC"),
-        ("threads", len(os.sched_getaffinity(0)), "threads of a batch"),
+        (
+            "threads",
+            len(os.sched_getaffinity(0)),
+            "threads of a batch, and files decoded at once",
+        ),
         ("max-batch", 16, "most pictures that run together"),
         ("max-waiting", 256, "most pictures under way; beyond: status 503"),
         ("max-pictures", 64, "most pictures of a request"),
@@ -52,7 +56,7 @@ def parse_arguments():
 
 
 def check_options(options):
-    """Refuse numbers below one, and requests that could never be accepted.
+    """Refuse numbers out of range, and requests that could never be accepted.
 
     Args:
         options: Those of the command line.
@@ -64,6 +68,12 @@ def check_options(options):
         if isinstance(value, int) and value < 1:
             raise ValueError(
                 f"`--{name.replace('_', '-')}` must be 1 or more; got {value}."
+            )
+    for name in ("http_port", "grpc_port"):
+        if (port := getattr(options, name)) > 65535:
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be 65535 or less; got "
+                f"{port}."
             )
     if options.max_waiting < options.max_pictures:
         raise ValueError(

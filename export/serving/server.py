@@ -40,6 +40,7 @@ def serve(network, options):
     model = PictureModel(
         options.name,
         network,
+        threads=options.threads,
         max_batch=options.max_batch,
         max_waiting=options.max_waiting,
         max_pictures=options.max_pictures,
@@ -47,7 +48,7 @@ def serve(network, options):
     )
     server = PictureServer(options)
     log.info(
-        "%s is served at http://localhost:%d/v2/models/%s",
+        "%s is served on all addresses, at port %d: /v2/models/%s",
         *(options.model, options.http_port, options.name),
     )
     server.start([model])
@@ -63,7 +64,7 @@ def configure_logging():
     loggers["uvicorn.access"]["handlers"] = []
     loggers[log.name] = {"handlers": ["kserve"], "level": "INFO"}
     kserve.logging.configure_logging(settings)
-    # FastAPI's, about KServe.
+    # FastAPI warns about something that KServe does.
     warnings.filterwarnings("ignore", "ORJSONResponse is deprecated")
 
 
@@ -86,8 +87,8 @@ class PictureServer(kserve.ModelServer):
         # Where KServe looks for it.
         kserve.model_server.args.grpc_max_receive_message_length = most
         app = kserve.model_server.app
-        # Before KServe's, which makes lists of numbers of binary data, and of
-        # bytes text, which image files are not.
+        # Before KServe's own route, which turns binary data into lists of
+        # numbers and bytes into text; image files are not text.
         app.add_route("/v2/models/{name}/infer", self._infer, methods=["POST"])
         app.add_middleware(_SizeLimit, most=most)
         app.add_exception_handler(Refused, _on_refused)
@@ -106,7 +107,7 @@ class PictureServer(kserve.ModelServer):
         if asked.use_binary_outputs or any(x.binary_data for x in outputs):
             content, size = response.to_rest()
             return Response(content, headers={_SIZE: str(size)})
-        # What KServe's has, which converts one number after the other.
+        # As KServe's own, which converts number by number.
         return Response(_in_json(response), media_type="application/json")
 
     def stop(self, sig):

@@ -53,7 +53,10 @@ def main():
         manifest = write_model(
             classifier,
             FOLDER / "model",
-            name=" ".join(filter(None, (classifier.model.name, weights))),
+            # Of a file, not where it is on this machine.
+            name=" ".join(
+                (classifier.model.name, pathlib.Path(weights or "").name)
+            ).strip(),
             samples=samples,
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -282,10 +285,25 @@ def copy_samples(paths, folder, transform):
     return [
         {
             "file": f"model/samples/{urllib.parse.quote(path.name)}",
-            "text": path.stem.replace("-", " ").replace("_", " ").capitalize(),
+            "text": title(path.stem),
         }
         for path in paths
     ]
+
+
+def title(stem):
+    """What a file's name says, beginning with a capital.
+
+    Args:
+        stem: The name without its suffix.
+
+    Example:
+
+    >>> title("ankle-boot")
+    'Ankle boot'
+    """
+    text = stem.replace("-", " ").replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ let running; // what the worker was started with
 let isReady = false;
 let current = null; // the picture shown: {id, file, name}
 let asked = 0;
+let clicked = 0; // samples
 
 main();
 
@@ -31,8 +32,11 @@ async function main() {
   }
   view.showFacts(manifest);
   view.showSamples(manifest.samples, async ({ file, text }) => {
+    const number = ++clicked;
     const response = await fetch(file).catch(() => null);
-    if (response?.ok) classify(await response.blob(), text);
+    const picture = response?.ok && (await response.blob().catch(() => null));
+    if (number !== clicked) return; // another one was chosen meanwhile
+    if (picture) classify(picture, text);
     else view.showError(`The sample ${file} cannot be fetched.`);
   });
   await prepareOffline();
@@ -56,9 +60,13 @@ async function attempts() {
   return isReal ? [webgpu, wasm] : [wasm];
 }
 
+let restarts = 0;
+
 async function restart() {
+  const number = ++restarts;
   view.showNotice("");
-  start(await attempts());
+  const found = await attempts();
+  if (number === restarts) start(found); // else another choice was made
 }
 
 /** A new worker for the first attempt; the others are for if it fails. */
@@ -169,7 +177,7 @@ function ask() {
   if (isReady && current) worker.postMessage({ type: "classify", ...current });
 }
 
-/** For scripts of whoever embeds this page. */
+/** For other scripts in this page. */
 function announce({ probabilities, pixels, times }) {
   const labels = probabilities.map((_, i) => view.labelOf(manifest, i));
   const { name } = current;

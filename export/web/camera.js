@@ -22,9 +22,11 @@ export async function openCamera(video) {
     throw new Error("Browsers open the camera only on https and localhost.");
   }
   try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia({
+    const stream = await navigator.mediaDevices.getUserMedia({
       video: { facingMode: "environment" },
     });
+    closeCamera(video); // that of a second press
+    video.srcObject = stream;
     await video.play();
   } catch (error) {
     closeCamera(video);

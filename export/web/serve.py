@@ -18,8 +18,12 @@ FOLDER = pathlib.Path(__file__).absolute().parent
 
 # Types that browsers insist on; a system's own table may have others.
 TYPES = {
+    ".bmp": "image/bmp",
     ".css": "text/css; charset=utf-8",
+    ".gif": "image/gif",
     ".html": "text/html; charset=utf-8",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
     ".js": "text/javascript; charset=utf-8",
     ".json": "application/json",
     ".mjs": "text/javascript; charset=utf-8",
@@ -27,6 +31,7 @@ TYPES = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
     ".wasm": "application/wasm",
+    ".webp": "image/webp",
 }
 
 
@@ -164,7 +169,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         """Refuse hidden files, such as those of npm."""
         path = pathlib.Path(self.translate_path(self.path))
         parts = path.relative_to(self.directory).parts
-        if any(part.startswith(".") for part in parts):
+        hidden = any(part.startswith(".") for part in parts)
+        if hidden or "\0" in str(path):
             self.send_error(404)
             return None
         return super().send_head()
@@ -174,7 +180,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_error(404)
 
     def guess_type(self, path):
-        """Of files with other names, none that a browser would run."""
+        """Other files get a type that no browser runs."""
         return TYPES.get(
             pathlib.PurePath(path).suffix, "application/octet-stream"
         )

@@ -26,7 +26,8 @@ self.onmessage = ({ data }) => {
 
 function fail(error) {
   const reason = error instanceof ModelError ? "model" : "backend";
-  self.postMessage({ type: "failed", reason, message: error.message });
+  const message = String(error?.message ?? error); // some throw a number
+  self.postMessage({ type: "failed", reason, message });
 }
 
 async function start({ manifest: given, backend, threads }) {

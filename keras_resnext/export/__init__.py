@@ -5,7 +5,7 @@ import os
 from keras_resnext.extras import require_tensorflow
 
 require_tensorflow("Exporting")
-# ONNX Runtime reads it when it is imported, and else reports to its maker.
+# ONNX Runtime reads this on import; otherwise it reports to Microsoft.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from keras_resnext.export.onnx import to_onnx as to_onnx
