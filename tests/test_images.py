@@ -561,8 +561,8 @@ def test_segments(order):
         (jpeg(b"\x00\x11" + six), 6),  # bytes that do not belong there
         (jpeg(segment(0xE1, b"")), 1),
         (jpeg(segment(0xE1, b"Exif\0\0")), 1),
-        (jpeg(b"\xff\xe1\0\0" + six), 1),  # no length is below 2
-        (jpeg(b"\xff\xe1\0\1" + six), 1),
+        (jpeg(b"\xff\xe1\0\0" + six), 6),  # no length is below 2
+        (jpeg(b"\xff\xe1\0\1" + six), 6),
         (plain[:-2] + six + plain[-2:], 1),  # among the pixels
         (plain + six, 1),
         (b"\xff\xd8\xff\xd9" + six, 1),
