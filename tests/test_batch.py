@@ -491,7 +491,7 @@ def test_each_picture_once_after_a_kill(model, folder, tmp_path):
 
 
 @needs_ray
-@pytest.mark.integration
+@pytest.mark.slow
 def test_parquet_files_where_there_is_no_network(model, tmp_path):
     """As others write them: bytes in a struct, names are numbers."""
     contents = {i: encode(noise(40, 60, i)) for i in range(40)}
