@@ -39,7 +39,7 @@ def test_classes_are_counted(digits):
         digits.class_counts("dev")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_part_of_the_training_split_is_kept_out(digits):
     """Each image is in one of the two; the test split is as it was."""
     data = datasets.open_dataset("digits", val_fraction=0.1)

@@ -509,7 +509,7 @@ for ours, stock in zip(*found, strict=True):
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_fused_norm_under_replicas_is_keras_norm():
     """Logical devices are set once a process."""
     inner = subprocess.run(

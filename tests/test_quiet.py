@@ -87,10 +87,8 @@ def test_a_users_level_stays(undecided, monkeypatch, level):
     assert os.environ[quiet.LOG_LEVEL] == level
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "level", [None, pytest.param("0", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [None, "0"])
 def test_looking_for_a_gradient_is_not_announced(level):
     """Without oneDNN on a CPU there is none, of which TensorFlow warns."""
     environment = {
