@@ -122,6 +122,7 @@ def test_pixels_are_those_of_the_package(kit, name, resize_size, interpolation):
     np.testing.assert_array_equal(ours, transform.pixels(content))
 
 
+@pytest.mark.integration
 def test_the_model_says_how_pictures_are_read(kit, model):
     opened = kit.Model(model.read_bytes(), threads=1)
     assert opened.labels == LABELS
@@ -132,6 +133,7 @@ def test_the_model_says_how_pictures_are_read(kit, model):
     )
 
 
+@pytest.mark.integration
 def test_channels_first_and_no_labels(
     kit, model, small_model, pixels, tmp_path
 ):
@@ -270,6 +272,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(kit, tmp_path, monkeypatch):
         kit.list_pictures(tmp_path)
 
 
+@pytest.mark.integration
 def test_a_network_of_other_inputs_is_refused(kit, small_model, tmp_path):
     path = tmp_path / "bare.onnx"
     to_onnx(small_model, path, preprocessing=None)
