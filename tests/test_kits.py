@@ -180,7 +180,10 @@ def test_reads_labels_from_the_file(classify, tflite):
 
 @pytest.mark.parametrize(
     "shape",
-    [(70, 110), (301, 97), (240, 320), (32, 32), (20, 31), (9, 5)],
+    [
+        *((70, 110), (301, 97), (240, 320), (32, 32), (20, 31), (9, 5)),
+        *((3, 900), (900, 3)),
+    ],
     ids="{0[0]}x{0[1]}".format,
 )
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -699,8 +699,8 @@ def check_complete(output, groups):
     if missing := len(names - output.read_done()):
         raise ValueError(
             f"{missing} of {len(names)} pictures are in neither table. All "
-            f"machines must see "
-            f"{output.predictions.parent}; the same command goes on from here."
+            f"machines must see {output.predictions.parent}; the same command "
+            "goes on from here."
         )
 
 

@@ -18,6 +18,10 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 from PIL import ImageOps
 
+# Longer side by shorter from which only the middle is resized, not the whole,
+# which would have 100 times the pixels of a square, or 100,000 times.
+LONG = 100
+
 
 def main():
     """Print the most probable classes of each image; an error is one line."""
@@ -194,11 +198,17 @@ def resize_and_crop(image, size, crop_pct=1.0, interpolation="bilinear"):
         resized = (width, int(width * image.height / image.width))
     else:
         resized = (int(height * image.width / image.height), height)
-    image = image.resize(resized, Image.Resampling[interpolation.upper()])
     height, width = size
-    left = round((image.width - width) / 2)
-    top = round((image.height - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
+    left = round((resized[0] - width) / 2)
+    top = round((resized[1] - height) / 2)
+    box = left, top, left + width, top + height
+    resampling = Image.Resampling[interpolation.upper()]
+    if max(resized) > LONG * min(resized):
+        x, y = image.width / resized[0], image.height / resized[1]
+        box = box[0] * x, box[1] * y, box[2] * x, box[3] * y
+        image = image.resize((width, height), resampling, box)
+    else:
+        image = image.resize(resized, resampling).crop(box)
     return np.asarray(image, "float32")
 
 
