@@ -58,12 +58,15 @@ def class_folder(about, folder=None):
 
 
 def stored_results():
-    """The newest comparison of each class of CPU that has one, by class."""
+    """The newest comparison of each class of CPU that has one, by class.
+
+    Of two of the same day, the one of `--all`.
+    """
     stored = {}
     for name in CLASSES:
         found = [
             json.loads(path.read_text())
-            for file in ("headline.json", "comparison.json")
+            for file in ("comparison.json", "headline.json")
             if (path := FOLDER / name / file).exists()
         ]
         if found:
