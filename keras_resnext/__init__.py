@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keras_resnext.resnext import ResNeXt as ResNeXt
     from keras_resnext.rewrite import convert_form as convert_form
     from keras_resnext.rewrite import fold_batch_norm as fold_batch_norm
+    from keras_resnext.rewrite import quantization_aware as quantization_aware
     from keras_resnext.rewrite import to_stock_layers as to_stock_layers
     from keras_resnext.share import push_to_hub as push_to_hub
     from keras_resnext.transforms import EvalTransform as EvalTransform
@@ -75,6 +76,7 @@ _HOME = {
     "list_models": "variants",
     "convert_form": "rewrite",
     "fold_batch_norm": "rewrite",
+    "quantization_aware": "rewrite",
     "to_stock_layers": "rewrite",
     "Complexity": "complexity",
     "count_complexity": "complexity",
@@ -112,6 +114,7 @@ if not TYPE_CHECKING:
 def _register(keras):
     """Let `keras.saving.load_model` know our classes, whoever imports Keras."""
     importlib.import_module(f"{__name__}.layers")
+    importlib.import_module(f"{__name__}.fake_quantization")
     importlib.import_module(f"{__name__}.pyramid")
     if keras.backend.backend() == "tensorflow":
         importlib.import_module(f"{__name__}.training.optimizer")

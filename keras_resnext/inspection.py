@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from keras_resnext import private
+from keras_resnext.fake_quantization import FakeQuantization
+from keras_resnext.fake_quantization import QuantizedConv2D
 from keras_resnext.names import STEM
 
 # Grey levels that `input_kind` follows through a model, and how far one that
@@ -270,6 +272,23 @@ def image_size(model: keras.Model) -> int:
     return height
 
 
+def is_quantization_aware(model: keras.Model) -> bool:
+    """Whether a model comes from `keras_resnext.quantization_aware`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether it has a `FakeQuantization`.
+
+    Example:
+
+    >>> is_quantization_aware(keras_resnext.ResNeXt50(weights=None))
+    False
+    """
+    return any(isinstance(x, FakeQuantization) for x in layers_of(model))
+
+
 def layers_of(model: keras.Model) -> Iterator[keras.Layer]:
     """All layers of a model and of the models nested in it.
 
@@ -458,9 +477,14 @@ def _is_stem(layer, model):
         for name, other in layers.items()
         if isinstance(other, keras.layers.BatchNormalization)
     }
+    if isinstance(layer, FakeQuantization):  # of the images
+        layer = layers.get(STEM, layer)
     return (
         layer.name == STEM
         and isinstance(layer, keras.layers.Conv2D)
         and "conv2_block1_out" in layers
-        and (not norms if layer.use_bias else "conv1_bn" in norms)
+        and (
+            isinstance(layer, QuantizedConv2D)
+            or (not norms if layer.use_bias else "conv1_bn" in norms)
+        )
     )

@@ -330,6 +330,9 @@ def open_others(folder):
     ends["inference_function"] = end_of(
         lambda: keras_resnext.inference_function(classifier.model)
     )
+    ends["quantization_aware"] = end_of(
+        lambda: keras_resnext.quantization_aware(classifier.model)
+    )
     check_imports(loaded)
     for command in entries["commands"]:
         ends[command] = command_line(*command.split())

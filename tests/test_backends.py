@@ -58,6 +58,7 @@ NAMES = {
         if not (name.startswith("_") or inspect.ismodule(value))
     },
     "inference_function": "`inference_function`",
+    "quantization_aware": "`quantization_aware`",
 }
 COMMANDS = {
     "train --workdir {0}/new": "Training",

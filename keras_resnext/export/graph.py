@@ -11,8 +11,10 @@ import tensorflow as tf
 from keras_resnext.imagenet import MEAN
 from keras_resnext.imagenet import STD
 from keras_resnext.inspection import image_shape
+from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.inspection import output_names
 from keras_resnext.rewrite.folding import fold_batch_norm
+from keras_resnext.rewrite.quantization import for_export
 from keras_resnext.rewrite.stock import from_stock_layers
 from keras_resnext.transforms import EvalTransform
 
@@ -46,6 +48,8 @@ class ExportGraph:
             # Its variables must exist before a graph is traced.
             self._preprocess(np.zeros((1, *self.shape), "float32"))
         self.names = output_names(model)
+        if is_quantization_aware(model):
+            model = for_export(model)
         with contextlib.suppress(ValueError):
             model = from_stock_layers(model)
             model = fold_batch_norm(model)

@@ -29,6 +29,7 @@ from keras_resnext.inspection import classifies
 from keras_resnext.inspection import grey_images
 from keras_resnext.inspection import image_shape
 from keras_resnext.inspection import input_kind
+from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.inspection import layers_of
 from keras_resnext.inspection import output_names
 from keras_resnext.inspection import puts_out_probabilities
@@ -85,6 +86,7 @@ class Session:
         self.output_names = output_names(self.model)
         _check_model(self.model, self.output_names)
         self.input_kind = input_kind(self.model)
+        self.quantization_aware = is_quantization_aware(self.model)
         self.transform = self._check_transform(classifier.transform)
         self.preprocessing = self._choose(preprocessing)
         if self.transform is None:
@@ -209,6 +211,9 @@ class Session:
                 f"`quantize` must be one of {', '.join(map(str, choices))}; "
                 f"got {quantize!r}."
             )
+        if self.quantization_aware:
+            self._check_learned_ranges(quantize, calibration)
+            return None
         if (calibration is None) == (quantize == "int8"):
             raise ValueError(
                 "`calibration` must be images with `quantize` int8, and None "
@@ -218,6 +223,29 @@ class Session:
         if calibration is None:
             return None
         return self.check_images(calibration, "calibration")
+
+    def _check_learned_ranges(self, quantize, calibration):
+        """Refuse another precision than the one a model was trained for."""
+        if quantize != "int8":
+            raise ValueError(
+                "`quantize` must be int8 for a model of `quantization_aware`; "
+                f"got {quantize!r}."
+            )
+        if calibration is not None:
+            raise ValueError(
+                "`calibration` must be None for a model of "
+                "`quantization_aware`, which has learned its ranges."
+            )
+        bits = {
+            layer.bits
+            for layer in layers_of(self.model)
+            if hasattr(layer, "bits")
+        }
+        if bits != {8}:
+            raise ValueError(
+                "`model` must be trained for 8 bits, which runtimes have; "
+                f"{self.model.name} is for {', '.join(map(str, sorted(bits)))}."
+            )
 
     def check_size(self, most, format) -> None:
         """Refuse weights of more than nine tenths of `most` bytes."""

@@ -76,8 +76,9 @@ def to_tflite(
         path: File to write.
         quantize: One of the table. Defaults to `None`.
         calibration: With int8, images whose activations set the ranges, like
-            `images`; some tens, and other ones than those to compare on.
-            Defaults to `None`.
+            `images`; some tens, and other ones than those to compare on. A
+            model of `quantization_aware` has learned its ranges and takes
+            none. Defaults to `None`.
         exclude: Layers to leave in float32: their names, or how many of those
             with the largest error of their own, see `layer_errors` of the
             result. Defaults to 0.
@@ -104,7 +105,8 @@ def to_tflite(
         overwrite: Whether to replace an existing file. Defaults to `False`.
 
     Returns:
-        An `Artifact`; with dynamic and int8 it has `layer_errors`.
+        An `Artifact`; with dynamic and int8 it has `layer_errors`, except for
+        a model of `quantization_aware`.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
@@ -126,7 +128,7 @@ def to_tflite(
     calibration = session.check_quantization(
         quantize, calibration, QUANTIZATIONS
     )
-    _check_exclude(exclude, quantize)
+    _check_exclude(exclude, quantize, session)
     input_dtype = _check_input_dtype(session, input_dtype, quantize)
     limits = check_limits(limits, quantize)
     with staged_artifact(path, "tflite", overwrite=overwrite) as new:
@@ -143,7 +145,7 @@ def to_tflite(
         return verify(session, new, path, "tflite", quantize, limits, errors)
 
 
-def _check_exclude(exclude, quantize):
+def _check_exclude(exclude, quantize, session):
     counts = type(exclude) is not bool and isinstance(exclude, numbers.Integral)
     names = isinstance(exclude, Sequence) and not isinstance(exclude, str)
     if counts and exclude < 0:
@@ -159,6 +161,11 @@ def _check_exclude(exclude, quantize):
         raise ValueError(
             "`exclude` needs `quantize` dynamic or int8; got "
             f"{exclude!r} with {quantize!r}."
+        )
+    if exclude and session.quantization_aware:
+        raise ValueError(
+            "`exclude` must be 0 for a model of `quantization_aware`, which "
+            f"rounds in all layers; got {exclude!r}."
         )
 
 
@@ -177,7 +184,7 @@ def _check_input_dtype(session, input_dtype, quantize):
 
 def _content(session, quantize, calibration, exclude, input_dtype):
     """The file without metadata, and the errors of its layers."""
-    if quantize is None:
+    if quantize is None or session.quantization_aware:
         return session.once(convert, input_dtype), []
     # A quantised input is made from a float one.
     quantized_input = quantize == "int8" and input_dtype == "uint8"
@@ -203,6 +210,8 @@ def convert(session: Session, dtype: str) -> bytes:
         converter = tf.lite.TFLiteConverter.from_saved_model(
             str(saved), signature_keys=["serving_default"]
         )
+        if session.quantization_aware:  # with the ranges in the graph
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
         private.use_buffer_offset(converter)  # `flatbuffer.parse` reads both
         try:
             return converter.convert()

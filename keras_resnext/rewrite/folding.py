@@ -47,7 +47,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _rules(model):
     """How one graph is folded."""
-    plan = _plan(model)
+    plan = plan_folding(model)
     first = {convs[0]: norm for norm, convs in plan.items()}
     norms = {conv: norm for norm, convs in plan.items() for conv in convs}
 
@@ -78,7 +78,7 @@ def _rules(model):
     return Rules(replace, call, weights)
 
 
-def _plan(model):
+def plan_folding(model):
     """Batch norm -> the convolutions that absorb it."""
     layers = {layer.name: layer for layer in model.layers}
     sources, readers = edges(model)

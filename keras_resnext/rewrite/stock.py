@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.inspection import layers_of
 from keras_resnext.layers import GroupedConv2D
 from keras_resnext.rewrite.walker import STOCK_LAYERS
@@ -25,12 +26,18 @@ def to_stock_layers(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model contains a model that is neither functional
-            nor sequential; it names the layer.
+            nor sequential; it names the layer. Or if the model comes from
+            `quantization_aware`, for which Keras has no layers.
 
     Example:
 
     >>> to_stock_layers(model).save("plain.keras")
     """
+    if is_quantization_aware(model):
+        raise ValueError(
+            "`model` must not come from `quantization_aware`, for whose "
+            "convolutions Keras has no layers."
+        )
 
     def replace(layer):
         for ours, stock in STOCK_LAYERS.items():

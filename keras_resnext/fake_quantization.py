@@ -1,0 +1,467 @@
+"""Layers that round in training as int8 kernels do: fake quantisation.
+
+Values stay float32 and become multiples of a step. The gradient passes the
+rounding as if it were not there, and is zero where a range clips
+(straight-through estimator, Bengio et al., arXiv 1308.3432). TensorFlow only.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_resnext.layers import GroupedConv2D
+
+BITS = range(2, 9)
+# The gap between a weight of zero in all of a channel and a step of zero.
+_SMALLEST = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """How ranges of activations are learned, and when they stay.
+
+    Args:
+        momentum: Of the moving averages of the smallest and the largest
+            value. Defaults to 0.99.
+        freeze_ranges_after: Training steps after which ranges stay. Defaults
+            to 2000.
+        freeze_statistics_after: Training steps after which batch norms use
+            their moving statistics in training too, so that what is trained
+            is what an exported file computes. Defaults to 1000.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+
+    >>> Observer(freeze_statistics_after=0).momentum
+    0.99
+    """
+
+    momentum: float = 0.99
+    freeze_ranges_after: int = 2000
+    freeze_statistics_after: int = 1000
+
+    def __post_init__(self):
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                "`momentum` must be at least 0 and below 1; got "
+                f"{self.momentum!r}."
+            )
+        for name in ("freeze_ranges_after", "freeze_statistics_after"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be 0 or more; got {value!r}.")
+
+
+def fake_quantize_weights(kernel, bits=8, per_channel=True):
+    """A kernel rounded to a symmetric grid of `2**bits - 1` steps.
+
+    Args:
+        kernel: Tensor `(..., filters)`.
+        bits: 2 to 8. Defaults to 8.
+        per_channel: Whether each filter has a step of its own, the largest
+            absolute weight over `2**(bits - 1) - 1`. Defaults to `True`.
+
+    Returns:
+        Tensor of the same shape. Its gradient is the kernel's.
+
+    Example:
+
+    >>> fake_quantize_weights(keras.ops.array([[0.0, 0.3, 1.0]]), bits=2,
+    ...                       per_channel=False)[0]
+    [0.0, 0.0, 1.0]
+    """
+    import tensorflow as tf
+
+    axes = list(range(len(kernel.shape) - 1)) if per_channel else None
+    limit = tf.reduce_max(tf.abs(kernel), axes)
+    step = tf.maximum(limit, _SMALLEST) / (2 ** (bits - 1) - 1)
+    rounded = tf.round(kernel / step) * step
+    return kernel + tf.stop_gradient(rounded - kernel)
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class FakeQuantization(keras.layers.Layer):
+    """Activations rounded to the steps of an asymmetric eight-bit tensor.
+
+    The range always contains zero, which is one of its steps. In training it
+    follows the activations, see `Observer`; before the first training step,
+    activations pass as they are.
+
+    Args:
+        bits: 2 to 8. Defaults to 8.
+        observer: An `Observer`, or its fields as a dict. Defaults to
+            `Observer()`.
+
+    Call arguments:
+        inputs: Tensor of any shape, float32.
+        training: Whether to move the range.
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+
+    >>> layer = FakeQuantization()
+    >>> layer(keras.random.uniform((8, 56, 56, 64)), training=True).shape
+    TensorShape([8, 56, 56, 64])
+
+    Reference:
+        Jacob et al., arXiv 1712.05877, section 3.
+    """
+
+    def __init__(self, bits=8, observer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.bits = bits
+        self.observer = as_observer(observer)
+        self.observing = False  # whether any call widens the range
+
+    def build(self, input_shape):
+        self.minimum, self.maximum, self.steps = (
+            self.add_weight(
+                shape=(),
+                initializer="zeros",
+                dtype="float32",
+                trainable=False,
+                name=name,
+            )
+            for name in ("minimum", "maximum", "steps")
+        )
+
+    def call(self, inputs, training=None):
+        import tensorflow as tf
+
+        if self.observing:
+            self._widen(inputs)
+            return inputs
+        minimum, maximum = self.minimum.value, self.maximum.value
+        if training:
+            minimum, maximum = self._move(inputs)
+        return tf.cond(
+            maximum > minimum,
+            lambda: tf.quantization.fake_quant_with_min_max_vars(
+                inputs, minimum, maximum, self.bits
+            ),
+            lambda: inputs,
+        )
+
+    def _move(self, inputs):
+        """The range after this batch, which is stored too."""
+        import tensorflow as tf
+
+        observer, steps = self.observer, self.steps.value
+        before = tf.stack([self.minimum.value, self.maximum.value])
+        momentum = tf.where(steps > 0, observer.momentum, 0.0)
+        after = tf.cond(
+            steps < observer.freeze_ranges_after,
+            lambda: momentum * before + (1 - momentum) * _range(inputs),
+            lambda: before,
+        )
+        minimum, maximum = tf.unstack(tf.stop_gradient(after))
+        self.minimum.assign(minimum)
+        self.maximum.assign(maximum)
+        self.steps.assign(steps + 1)
+        return minimum, maximum
+
+    def _widen(self, inputs):
+        """Let the range contain these activations."""
+        import tensorflow as tf
+
+        minimum, maximum = tf.unstack(_range(inputs))
+        self.minimum.assign(tf.minimum(self.minimum.value, minimum))
+        self.maximum.assign(tf.maximum(self.maximum.value, maximum))
+        self.steps.assign(tf.maximum(self.steps.value, 1.0))
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The range learned, in float32.
+
+        Raises:
+            ValueError: if there is none yet.
+        """
+        limits = float(self.minimum), float(self.maximum)
+        if not limits[0] < limits[1]:
+            raise ValueError(
+                "`model` must have been trained or calibrated; "
+                f"{self.name} has no range yet."
+            )
+        return limits
+
+    def get_config(self):
+        return super().get_config() | {
+            "bits": self.bits,
+            "observer": dataclasses.asdict(self.observer),
+        }
+
+
+class FixedQuantization(keras.layers.Layer):
+    """`FakeQuantization` whose range is a constant, which converters read.
+
+    Args:
+        limits: Smallest and largest value.
+        bits: 2 to 8. Defaults to 8.
+
+    Call arguments:
+        inputs: Tensor of any shape, float32.
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+
+    >>> FixedQuantization((0.0, 6.0))(keras.ops.array([[1.0]]))
+    """
+
+    def __init__(self, limits, bits=8, **kwargs):
+        super().__init__(**kwargs)
+        self.limits = tuple(limits)
+        self.bits = bits
+
+    def call(self, inputs):
+        import tensorflow as tf
+
+        return tf.quantization.fake_quant_with_min_max_args(
+            inputs, *self.limits, self.bits
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class QuantizedConv2D(GroupedConv2D):
+    """A convolution and the batch norm after it, with rounded weights.
+
+    The kernel is multiplied by what the batch norm scales with, and rounded
+    as `fake_quantize_weights` does: as in the exported file, where a batch
+    norm has gone into the convolution. Until the statistics are frozen
+    (`Observer`), training normalises by each batch's statistics: the kernel
+    is rounded with the moving ones, and its outputs are divided by them again
+    before batch norm.
+
+    Args:
+        *args, **kwargs: Those of `keras.layers.Conv2D`.
+        batch_norm: Epsilon, momentum, center and scale of the batch norm, as
+            a dict of its config; `None` for a convolution without. Defaults
+            to `None`.
+        bits: Of the weights, 2 to 8. Defaults to 8.
+        per_channel: See `fake_quantize_weights`. Defaults to `True`.
+        observer: An `Observer`, or its fields as a dict. Defaults to
+            `Observer()`.
+
+    Call arguments:
+        inputs: Tensor `(batch, height, width, channels)`, float32.
+        training: Whether gradients will be asked for.
+
+    Returns:
+        Tensor `(batch, new_height, new_width, filters)`.
+
+    Example:
+
+    >>> layer = QuantizedConv2D(128, 3, groups=32, use_bias=False,
+    ...                         batch_norm={"epsilon": 1e-5, "momentum": 0.9})
+    >>> layer(keras.random.normal((1, 56, 56, 128))).shape
+    TensorShape([1, 54, 54, 128])
+
+    Reference:
+        Krishnamoorthi, arXiv 1806.08342, section 3.2.2.
+    """
+
+    def __init__(
+        self,
+        *args,
+        batch_norm=None,
+        bits=8,
+        per_channel=True,
+        observer=None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.batch_norm = batch_norm and dict(batch_norm)
+        self.bits = bits
+        self.per_channel = per_channel
+        self.observer = as_observer(observer)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.gamma = self.beta = None
+        if not self.batch_norm:
+            return
+
+        def add(name, initializer, trainable, shape=(self.filters,)):
+            return self.add_weight(
+                shape=shape,
+                initializer=initializer,
+                trainable=trainable,
+                name=name,
+            )
+
+        if self.batch_norm.get("scale", True):
+            self.gamma = add("gamma", "ones", True)
+        if self.batch_norm.get("center", True):
+            self.beta = add("beta", "zeros", True)
+        self.moving_mean = add("moving_mean", "zeros", False)
+        self.moving_variance = add("moving_variance", "ones", False)
+        self.steps = add("steps", "zeros", False, ())
+
+    def folded(self):
+        """Kernel and bias for inference, neither rounded.
+
+        Returns:
+            Tensors `(height, width, channels / groups, filters)` and
+            `(filters,)`; `None` for a bias that the layer does not have.
+        """
+        if not self.batch_norm:
+            return self.kernel, self.bias
+        scale = self._scale()
+        bias = -self.moving_mean * scale
+        if self.bias is not None:
+            bias += self.bias * scale
+        if self.beta is not None:
+            bias += self.beta
+        return self.kernel * scale, bias
+
+    def call(self, inputs, training=None):
+        import tensorflow as tf
+
+        if not self.batch_norm:
+            # What a batch norm follows has no activation.
+            return self.activation(self._with_moving_statistics(inputs))
+        if not training:
+            return self._with_moving_statistics(inputs)
+        steps = self.steps.value
+        moves = (steps < self.observer.freeze_statistics_after) & self.trainable
+        outputs, mean, variance = tf.cond(
+            moves,
+            lambda: self._with_batch_statistics(inputs),
+            lambda: (
+                self._with_moving_statistics(inputs),
+                self.moving_mean.value,
+                self.moving_variance.value,
+            ),
+        )
+        momentum = self.batch_norm["momentum"]
+        for moving, new in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            moving.assign(
+                tf.where(
+                    moves,
+                    momentum * moving + (1 - momentum) * new,
+                    moving.value,
+                )
+            )
+        self.steps.assign(steps + 1)
+        return outputs
+
+    def _with_moving_statistics(self, inputs):
+        """As the exported file computes it."""
+        kernel, bias = self.folded()
+        outputs = self._convolved(inputs, kernel)
+        return outputs if bias is None else outputs + bias
+
+    def _with_batch_statistics(self, inputs):
+        """Outputs, and the mean and variance of this batch."""
+        import tensorflow as tf
+
+        scale = tf.stop_gradient(self._scale())
+        outputs = self._convolved(inputs, self.kernel * scale) / scale
+        if self.bias is not None:
+            outputs += self.bias
+        ones, zeros = tf.ones(self.filters), tf.zeros(self.filters)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=outputs,
+            scale=ones if self.gamma is None else self.gamma,
+            offset=zeros if self.beta is None else self.beta,
+            mean=tf.zeros(0),  # empty: taken from the batch
+            variance=tf.zeros(0),
+            epsilon=self.batch_norm["epsilon"],
+            is_training=True,
+        )
+        # Of all values but one, as in `FusedBatchNormalization`.
+        n = tf.cast(tf.size(outputs) // self.filters, "float32")
+        return outputs, mean, variance * ((n - 1) / n)
+
+    def _convolved(self, inputs, kernel):
+        kernel = fake_quantize_weights(kernel, self.bits, self.per_channel)
+        return self.convolution_op(inputs, kernel)
+
+    def _scale(self):
+        """What the batch norm multiplies each filter with in inference."""
+        scale = keras.ops.rsqrt(
+            self.moving_variance + self.batch_norm["epsilon"]
+        )
+        return scale if self.gamma is None else scale * self.gamma
+
+    # `Conv2D` saves kernel and bias only.
+
+    def save_own_variables(self, store):
+        keras.layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store):
+        keras.layers.Layer.load_own_variables(self, store)
+
+    def get_config(self):
+        return super().get_config() | {
+            "batch_norm": self.batch_norm,
+            "bits": self.bits,
+            "per_channel": self.per_channel,
+            "observer": dataclasses.asdict(self.observer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_resnext")
+class QuantizedDense(keras.layers.Dense):
+    """`keras.layers.Dense` with weights rounded as in an int8 file.
+
+    Args:
+        *args, **kwargs: Those of `keras.layers.Dense`.
+        bits: Of the weights, 2 to 8. Defaults to 8.
+        per_channel: See `fake_quantize_weights`. Defaults to `True`.
+
+    Call arguments:
+        inputs: Tensor `(batch, features)`, float32.
+
+    Returns:
+        Tensor `(batch, units)`.
+
+    Example:
+
+    >>> QuantizedDense(10)(keras.random.normal((8, 2048))).shape
+    TensorShape([8, 10])
+    """
+
+    def __init__(self, *args, bits=8, per_channel=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bits = bits
+        self.per_channel = per_channel
+
+    def call(self, inputs, training=None):
+        kernel = fake_quantize_weights(self.kernel, self.bits, self.per_channel)
+        outputs = keras.ops.matmul(inputs, kernel)
+        if self.bias is not None:
+            outputs += self.bias
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs
+
+    def get_config(self):
+        return super().get_config() | {
+            "bits": self.bits,
+            "per_channel": self.per_channel,
+        }
+
+
+def as_observer(observer):
+    """An `Observer` from one, from its fields, or from `None`."""
+    if isinstance(observer, Observer):
+        return observer
+    return Observer(**(observer or {}))
+
+
+def _range(values):
+    """Smallest and largest value, and zero between them."""
+    import tensorflow as tf
+
+    low = tf.minimum(tf.reduce_min(values), 0.0)
+    return tf.stack([low, tf.maximum(tf.reduce_max(values), 0.0)])
