@@ -253,14 +253,9 @@ def test_steps_in_one_call_are_the_same(recipe, undisturbed, tmp_path):
     assert_same_weights(Run(tmp_path), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "trials"),
-    [
-        pytest.param("sgd", 4, marks=pytest.mark.slow),
-        ("adamw", 1),
-        pytest.param("adamw", 4, marks=pytest.mark.slow),
-    ],
-    indirect=["recipe"],
+    ("recipe", "trials"), [("sgd", 4), ("adamw", 4)], indirect=["recipe"]
 )
 def test_killed_and_started_again(trials, recipe, undisturbed, tmp_path):
     """At steps drawn at random."""
