@@ -13,8 +13,11 @@ import keras
 from keras_resnext.layers import GroupedConv2D
 
 BITS = range(2, 9)
-# The gap between a weight of zero in all of a channel and a step of zero.
+# Instead of a step of zero, for filters whose weights are all zero.
 _SMALLEST = 1e-12
+# Filters scaled by less are not scaled while statistics are taken, because
+# their outputs are divided by it again; trained batch norms have such ones.
+_SMALLEST_SCALE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,6 +368,7 @@ class QuantizedConv2D(GroupedConv2D):
         import tensorflow as tf
 
         scale = tf.stop_gradient(self._scale())
+        scale = tf.where(tf.abs(scale) > _SMALLEST_SCALE, scale, 1.0)
         outputs = self._convolved(inputs, self.kernel * scale) / scale
         if self.bias is not None:
             outputs += self.bias

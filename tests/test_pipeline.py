@@ -207,7 +207,6 @@ def test_every_image_is_evaluated_once(replicas, pipelines, digits):
 
 
 @pytest.mark.integration
-@pytest.mark.integration
 def test_bad_images_are_named_and_left_out(image_folder):
     bad_name = image_folder / "train" / "grey" / "1.png"
     whole = bad_name.read_bytes()

@@ -8,6 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import keras_resnext
 from keras_resnext.export import to_onnx
+from keras_resnext.export import to_saved_model
 from keras_resnext.export import to_tflite
 from keras_resnext.fake_quantization import FakeQuantization
 from keras_resnext.fake_quantization import Observer
@@ -143,6 +144,17 @@ def test_a_convolution_as_in_numpy(network):
     )
 
 
+def test_a_filter_that_batch_norm_scales_by_zero(network):
+    aware = quantization_aware(network)
+    layer = aware.get_layer("conv2_block1_2_conv")
+    layer.gamma.assign(keras.ops.zeros_like(layer.gamma))
+    values = np.random.default_rng(0).normal(size=(2, 8, 8, 16))
+    outputs = layer(values.astype("float32"), training=True).numpy()
+    np.testing.assert_array_equal(
+        outputs, np.broadcast_to(layer.beta.numpy(), outputs.shape)
+    )
+
+
 def test_statistics_move_as_in_batch_norm(network):
     """Those of the plain layers, but for the rounding of the kernel."""
     values = np.random.default_rng(0).normal(size=(8, 16, 16, 3))
@@ -206,7 +218,7 @@ def test_it_learns_and_is_saved(network, tmp_path):
     assert loaded.count_params() == model.count_params()
 
 
-@pytest.mark.parametrize("bits", [1, 9, 4.5])
+@pytest.mark.parametrize("bits", [1, 9, 4.5, 8.0])
 def test_bad_bits(network, bits):
     with pytest.raises(ValueError, match="`weight_bits` must be from 2 to 8"):
         quantization_aware(network, weight_bits=bits)
@@ -296,8 +308,11 @@ def test_only_int8_is_exported(exported, network, tmp_path):
         to_tflite(model, path, quantize="int8", calibration=images)
     with pytest.raises(ValueError, match="`exclude` must be 0"):
         to_tflite(model, path, quantize="int8", exclude=1)
-    with pytest.raises(ValueError, match="only `to_tflite` writes"):
-        to_onnx(model, tmp_path / "model.onnx")
+    for export in (to_onnx, to_saved_model):
+        with pytest.raises(ValueError, match="whose ranges only `to_tflite"):
+            export(model, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"`calibration` .* got shape"):
+        quantization_aware(network, calibration=images[0])
     with pytest.raises(ValueError, match="has no range yet"):
         to_tflite(quantization_aware(network), path, quantize="int8")
     four = quantization_aware(network, weight_bits=4)

@@ -120,11 +120,7 @@ def to_onnx(
     """
     require_runtime("onnx")
     session = Session.of(model, preprocessing, labels, transform, images)
-    if session.quantization_aware:
-        raise ValueError(
-            "`model` must not come from `quantization_aware`, whose ranges "
-            "only `to_tflite` writes so far."
-        )
+    session.check_no_learned_ranges()
     if type(opset) is not int or opset not in range(13, 19):
         raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
     check_data_format(data_format)

@@ -224,6 +224,15 @@ class Session:
             return None
         return self.check_images(calibration, "calibration")
 
+    def check_no_learned_ranges(self) -> None:
+        """Refuse a model of `quantization_aware`, for other formats' sake."""
+        if self.quantization_aware:
+            raise ValueError(
+                "`model` must not come from `quantization_aware`, whose ranges "
+                'only `to_tflite(..., quantize="int8")` writes; '
+                f"{self.model.name} does."
+            )
+
     def _check_learned_ranges(self, quantize, calibration):
         """Refuse another precision than the one a model was trained for."""
         if quantize != "int8":

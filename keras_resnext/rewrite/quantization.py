@@ -97,12 +97,19 @@ def quantization_aware(
         ("weight_bits", weight_bits),
         ("activation_bits", activation_bits),
     ):
-        if bits not in BITS:
+        if type(bits) is not int or bits not in BITS:
             raise ValueError(f"`{name}` must be from 2 to 8; got {bits!r}.")
     if not (observers is None or isinstance(observers, Observer)):
         raise ValueError(
             f"`observers` must be an Observer or None; got {observers!r}."
         )
+    if calibration is not None:
+        calibration = np.asarray(calibration, "float32")
+        if calibration.ndim != 4 or not len(calibration):
+            raise ValueError(
+                "`calibration` must be images (images, height, width, "
+                f"channels), one at least; got shape {calibration.shape}."
+            )
     observers = observers or Observer()
     weights = {"bits": weight_bits, "per_channel": per_channel}
     new = rewrite_model(
@@ -300,7 +307,6 @@ def _calibrate(model, images):
         for layer in layers_of(model)
         if isinstance(layer, FakeQuantization)
     ]
-    images = np.asarray(images, "float32")
     for layer in observers:
         layer.observing = True
     try:
