@@ -306,6 +306,11 @@ class QuantizedConv2D(GroupedConv2D):
         self.moving_variance = add("moving_variance", "ones", False)
         self.steps = add("steps", "zeros", False, ())
 
+    @property
+    def norm_weights(self):
+        """What the batch norm trains: gamma and beta, as far as it has them."""
+        return [x for x in (self.gamma, self.beta) if x is not None]
+
     def folded(self):
         """Kernel and bias for inference, neither rounded.
 

@@ -5,7 +5,8 @@ python load.py --model model.onnx
 It starts a server, and sends image files of which a few are bad. Each answer
 is compared with ONNX Runtime's, called directly, and the time with what ONNX
 Runtime takes alone for batches of the same sizes on the same cores. At last it
-stops the server under load. The status is 1 if an answer is wrong or lost.
+stops the server under load. The status is 1 if an answer is wrong or lost, or
+the server slower than `--at-least` says.
 
 The client has the last core to itself and the server all others; with
 `--share` both have all cores.
@@ -56,7 +57,7 @@ def main():
         os.sched_setaffinity(0, cores[-1:] if alone else cores)
         try:
             asyncio.run(server.wait())
-            received, wrong = run_rounds(server, direct, pictures, options)
+            received, wrong, share = run_rounds(server, direct, pictures, options)
             received += asyncio.run(stop_under_load(server, pictures, options))
         finally:
             server.process.kill()
@@ -65,7 +66,11 @@ def main():
         f"SIGTERM under load: exit status {server.process.returncode}; of all "
         f"{received + lost} requests accepted, {lost} lost"
     )
-    sys.exit(1 if wrong or lost or server.process.returncode else 0)
+    too_slow = share < options.at_least
+    if too_slow:
+        print(f"per processor second: {share:.3f} of {options.at_least} asked")
+    failed = wrong or lost or server.process.returncode or too_slow
+    sys.exit(1 if failed else 0)
 
 
 def parse_arguments():
@@ -81,6 +86,13 @@ def parse_arguments():
     add("--connections", type=int, default=16, help="16 by default")
     add("--bad", type=float, default=0.02, help="share; 0.02 by default")
     add("--rounds", type=int, default=5, help="parts of the load; 5 by default")
+    add(
+        "--at-least",
+        type=float,
+        default=0.0,
+        help="fail below this share of ONNX Runtime's own throughput per "
+        "processor second; 0 by default",
+    )
     add("--share", action="store_true", help="all cores for both sides")
     return parser.parse_args()
 
@@ -287,7 +299,8 @@ def run_rounds(server, direct, pictures, options):
         options: Those of the command line.
 
     Returns:
-        How many answers came, and how many of them were wrong.
+        How many answers came, how many of them were wrong, and the
+        throughput per processor second as a share of ONNX Runtime's own.
     """
     latencies, ratios, memory = [], [], [server.megabytes()]
     outcomes, sizes = collections.Counter(), collections.Counter()
@@ -320,8 +333,10 @@ def run_rounds(server, direct, pictures, options):
     )
     print(f"latency: median {p50:.1f} ms, 99th percentile {p99:.1f} ms")
     print(f"memory: {', '.join(f'{value:.0f}' for value in memory)} MB")
-    print(f"of ONNX Runtime's own: {_shares(np.median(ratios, 0))}")
-    return answers, each * options.rounds - outcomes["right"] - outcomes["4xx"]
+    shares = np.median(ratios, 0)
+    print(f"of ONNX Runtime's own: {_shares(shares)}")
+    wrong = each * options.rounds - outcomes["right"] - outcomes["4xx"]
+    return answers, wrong, shares[1]
 
 
 def _shares(ratios):

@@ -174,6 +174,7 @@ def _rules(model, weights, activation_bits, observers):
     _check(model)
     layers = {layer.name: layer for layer in model.layers}
     sources, readers = edges(model)
+    inputs = [name for name, before in sources.items() if not before]
     norms = {}
     for norm, convs in plan_folding(model).items():
         if len(convs) > 1:
@@ -202,8 +203,10 @@ def _rules(model, weights, activation_bits, observers):
 
     def rounded(name, tensor):
         if name not in on_grid:
+            # Keras numbers inputs, anew in each copy of a network.
+            prefix = "input" if [name] == inputs else name
             on_grid[name] = FakeQuantization(
-                activation_bits, observers, name=f"{name}_fake_quant"
+                activation_bits, observers, name=f"{prefix}_fake_quant"
             )(tensor)
         return on_grid[name]
 

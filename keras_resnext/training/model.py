@@ -2,8 +2,12 @@
 
 import keras
 
+from keras_resnext.fake_quantization import FakeQuantization
+from keras_resnext.fake_quantization import Observer
+from keras_resnext.fake_quantization import QuantizedConv2D
 from keras_resnext.names import CLASSIFIER
 from keras_resnext.names import stage_of
+from keras_resnext.rewrite.quantization import quantization_aware
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.variants import build
 
@@ -60,7 +64,7 @@ def build_final_model(recipe: Recipe, classes: int) -> keras.Model:
 
 
 def _build(recipe, classes, size, **options):
-    return build(
+    model = build(
         recipe.model,
         form=recipe.form,
         residual=recipe.residual,
@@ -68,6 +72,31 @@ def _build(recipe, classes, size, **options):
         input_shape=(size, size, 3),
         **{"weights": None, **options},
     )
+    if not recipe.weight_bits:
+        return model
+    return quantization_aware(model, weight_bits=recipe.weight_bits)
+
+
+def set_observers(
+    model: keras.Model, recipe: Recipe, total_steps: int
+) -> None:
+    """Say when statistics and ranges of a quantised network are frozen.
+
+    Statistics come first, so that the ranges settle on what is exported.
+
+    Args:
+        model: The network of `build_model`; a plain one stays as it is.
+        recipe: A `Recipe`.
+        total_steps: Training steps of the whole run.
+    """
+    statistics = 0 if recipe.freeze_batch_norm else total_steps // 2
+    observer = Observer(
+        freeze_statistics_after=statistics,
+        freeze_ranges_after=max(1, 3 * total_steps // 4),
+    )
+    for layer in model.layers:
+        if isinstance(layer, (FakeQuantization, QuantizedConv2D)):
+            layer.observer = observer
 
 
 def set_trainable(
@@ -95,6 +124,9 @@ def set_trainable(
             or stage_of(layer.name) in frozen
             or (is_norm and recipe.freeze_batch_norm)
         )
+        if isinstance(layer, QuantizedConv2D) and recipe.freeze_batch_norm:
+            for weight in layer.norm_weights:
+                weight.trainable = False
 
 
 def _stages_until(model, last):

@@ -35,7 +35,7 @@ _NOT_BELOW_ZERO = (
     *("weight_decay", "global_clipnorm", "crop_padding", "mixup", "cutmix"),
     *("color_jitter", "lighting", "eval_image_size", "seed"),
     *("lr_base_size", "head_epochs", "head_learning_rate"),
-    *("early_stopping_patience", "extended_from"),
+    *("early_stopping_patience", "extended_from", "weight_bits"),
 )
 # What each field is about, as the command line's help groups them.
 GROUPS = {
@@ -62,7 +62,7 @@ GROUPS = {
     ),
     "Fine-tuning": (
         *("weights", "head_epochs", "head_learning_rate", "head_lr_factor"),
-        *("freeze_until", "freeze_batch_norm"),
+        *("freeze_until", "freeze_batch_norm", "weight_bits"),
     ),
     "Augmentation": (
         *("crop_padding", "random_resized_crop_scale", "interpolation", "flip"),
@@ -173,6 +173,10 @@ class Recipe:
         freeze_until: Freeze everything up to and including this stage, such
             as `"conv3"`; empty to train everything.
         head_lr_factor: Factor of the learning rate for the classifier.
+        weight_bits: Bits of the weights in quantisation-aware training, see
+            `quantization_aware`: 8 for an int8 file, 2 to 7 to experiment; 0
+            to train in floating point. Batch-norm statistics are frozen after
+            half of all steps, the ranges of activations after three quarters.
         seed: Seed of initial weights, order and augmentation.
         extended_from: Epoch after which a finished run was extended, see
             `extended`; 0 for a run that was not.
@@ -238,6 +242,7 @@ class Recipe:
     freeze_batch_norm: bool = False
     freeze_until: str = ""
     head_lr_factor: float = 1.0
+    weight_bits: int = 0
     seed: int = 0
     extended_from: int = 0
     restart_schedule: bool = False
@@ -264,6 +269,7 @@ class Recipe:
             "0 without shortcuts (`residual=False`)",
         )
         self._check_schedule()
+        self._check_quantization()
         self._require(
             "gradient_accumulation_steps",
             self.batch_size % self.gradient_accumulation_steps == 0,
@@ -303,6 +309,24 @@ class Recipe:
             "increasing, less than the schedule's epochs, with `schedule` "
             "step, else empty",
         )
+
+    def _check_quantization(self):
+        """Refuse what does not go with quantisation-aware training."""
+        bits = self.weight_bits
+        self._require("weight_bits", bits == 0 or 2 <= bits <= 8, "0 or 2 to 8")
+        if not bits:
+            return
+        for name, value in (
+            ("form", "grouped"),
+            ("precision", "float32"),
+            ("drop_path_rate", 0),
+            ("sync_batch_norm", False),
+        ):
+            self._require(
+                name,
+                getattr(self, name) == value,
+                f"{value} with `weight_bits` above 0",
+            )
 
     def _check_type(self, field):
         """Refuse values of another type; ints become floats, lists tuples."""

@@ -28,6 +28,7 @@ from keras_resnext.training.interrupt import stop_flag
 from keras_resnext.training.log import RunLog
 from keras_resnext.training.model import build_final_model
 from keras_resnext.training.model import build_model
+from keras_resnext.training.model import set_observers
 from keras_resnext.training.model import set_trainable
 from keras_resnext.training.optimizer import make_optimizer
 from keras_resnext.training.options import TrainOptions
@@ -338,6 +339,7 @@ class _Training:
         )
         self.steps_per_epoch = data.num_examples("train") // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
+        set_observers(model, recipe, self.total_steps)
         self.phase = None
         self.phases = self._make_phases()
         self._restore()
