@@ -238,6 +238,31 @@ def final(
     console.print(f"Weights of runs that ended now are in {runs}.")
 
 
+@app.command()
+def quantization(
+    folder: ResultsOption = None,
+    runs: LearnerRunsOption = pathlib.Path("runs/quantization"),
+    seeds: SeedsOption = 3,
+):
+    """Eight and four bits, after training and in training; an hour.
+
+    Finished runs are read from quantization.jsonl in the folder. `make
+    fashion` prepares the images.
+    """
+    from benchmarks.quantization import report as tables
+    from benchmarks.quantization import run_quantization
+    from keras_resnext.cli.console import start_tensorflow
+
+    start_tensorflow()
+    records = run_quantization(
+        (folder or report.FOLDER) / "quantization.jsonl",
+        runs,
+        seeds=seeds,
+        log=console.print,
+    )
+    console.print(Markdown(tables(records)))
+
+
 def _learner(source, runs):
     """What trains: `keras_resnext.training`, or the loop for accelerators."""
     import keras

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import statistics
 from collections.abc import Iterable
 
@@ -142,10 +143,6 @@ def compare(question: Question, records: list[dict]) -> dict | None:
         both show a difference, and the ratio of multiply-adds. `None` with
         fewer than two seeds.
     """
-    from scipy.stats import binomtest
-    from scipy.stats import t
-    from scipy.stats import ttest_rel
-
     ones, others = (
         {r["seed"]: r for r in records if (r["model"], r["residual"]) == which}
         for which in (question.one, question.other)
@@ -153,14 +150,39 @@ def compare(question: Question, records: list[dict]) -> dict | None:
     seeds = sorted(ones.keys() & others.keys())
     if len(seeds) < 2:
         return None
-    errors = [[runs[s]["error"] for s in seeds] for runs in (ones, others)]
+    rights = [[right_images(runs[s]) for s in seeds] for runs in (ones, others)]
+    cost = (runs[seeds[0]]["multiply_adds"] for runs in (ones, others))
+    return paired(*rights, len(QUESTIONS)) | {"cost": operator.truediv(*cost)}
+
+
+def paired(ones, others, questions: int) -> dict:
+    """Compare two ways of classifying the same images, by seed and by image.
+
+    Args:
+        ones: Of each seed, bool `(images,)`: which images are right.
+        others: The same of the other way, seed by seed.
+        questions: Tests that share the level of 0.05.
+
+    Returns:
+        A dict: seeds, difference of errors in points, its interval over seeds,
+        p of a paired t-test, p of McNemar's test in the median seed, and
+        whether both show a difference.
+    """
+    from scipy.stats import binomtest
+    from scipy.stats import t
+    from scipy.stats import ttest_rel
+
+    errors = [
+        [100 * (1 - right.mean()) for right in rights]
+        for rights in (ones, others)
+    ]
+    seeds = len(ones)
     differences = np.subtract(*errors)
     mean, deviation = differences.mean(), differences.std(ddof=1)
-    half = t.isf(LEVEL / len(QUESTIONS) / 2, len(seeds) - 1)
-    half *= deviation / math.sqrt(len(seeds))
+    half = t.isf(LEVEL / questions / 2, seeds - 1)
+    half *= deviation / math.sqrt(seeds)
     by_image = []
-    for seed in seeds:
-        one, other = (right_images(runs[seed]) for runs in (ones, others))
+    for one, other in zip(ones, others, strict=True):
         better, worse = (one & ~other).sum(), (other & ~one).sum()
         by_image.append(
             binomtest(int(better), int(better + worse)).pvalue
@@ -170,16 +192,14 @@ def compare(question: Question, records: list[dict]) -> dict | None:
     # Without a spread there is no test; two seeds seldom agree to the image.
     by_seed = float(ttest_rel(*errors).pvalue) if deviation > 1e-9 else 1.0
     mcnemar = statistics.median(by_image)
-    level = LEVEL / len(QUESTIONS)
+    level = LEVEL / questions
     return {
-        "seeds": len(seeds),
+        "seeds": seeds,
         "difference": float(mean),
         "interval": (float(mean - half), float(mean + half)),
         "p_seeds": by_seed,
         "p_images": mcnemar,
         "shown": by_seed < level and mcnemar < level,
-        "cost": ones[seeds[0]]["multiply_adds"]
-        / others[seeds[0]]["multiply_adds"],
     }
 
 
@@ -203,7 +223,7 @@ def answers(records: list[dict]) -> list[str]:
         lines.append(
             f"{question.text}: error {answer['difference']:+z.2f} points, "
             f"{low:+z.2f} to {high:+z.2f} over {answer['seeds']} paired seeds "
-            f"({_p(answer['p_seeds'])}), McNemar's {_p(answer['p_images'])} in "
+            f"({p_text(answer['p_seeds'])}), McNemar's {p_text(answer['p_images'])} in "
             f"the median seed, {answer['cost']:.2f} times the multiply-adds: "
             f"{verdict}. In the paper, on ImageNet: "
             f"{question.papers_difference:+.1f}."
@@ -268,7 +288,7 @@ def power(numbers: Iterable[int] = (SEEDS, MORE_SEEDS)) -> str:
     )
 
 
-def _p(value):
+def p_text(value):
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 

@@ -57,7 +57,9 @@ def main():
         os.sched_setaffinity(0, cores[-1:] if alone else cores)
         try:
             asyncio.run(server.wait())
-            received, wrong, share = run_rounds(server, direct, pictures, options)
+            received, wrong, share = run_rounds(
+                server, direct, pictures, options
+            )
             received += asyncio.run(stop_under_load(server, pictures, options))
         finally:
             server.process.kill()

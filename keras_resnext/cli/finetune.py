@@ -9,7 +9,6 @@ from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
 from keras_resnext.cli.console import SaveEveryOption
 from keras_resnext.cli.console import StrategyOption
-from keras_resnext.cli.console import WorkdirOption
 from keras_resnext.cli.console import console
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.fields import with_recipe_fields
@@ -23,10 +22,24 @@ def finetune(
         str,
         typer.Argument(
             help="Folder <class>/<image> or <split>/<class>/<image>, or a TFDS "
-            "name."
+            "name; with --qat, the folder of a finished run."
         ),
     ],
-    workdir: WorkdirOption,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; training resumes if it exists. With --qat it "
+            "defaults to that of the finished run with -qat at the end."
+        ),
+    ] = None,
+    qat: Annotated[
+        bool,
+        typer.Option(
+            "--qat",
+            help="Train the network of a finished run on the run's own data "
+            "to round as its int8 file will (quantisation-aware training).",
+        ),
+    ] = False,
     weights: Annotated[
         str,
         typer.Option(
@@ -57,20 +70,32 @@ def finetune(
     """Train published weights on a data set of your own, or resume that.
 
     Batch, epochs, rates, augmentation and class weights adapt to the data;
-    options replace what was chosen.
+    options replace what was chosen. With --qat, `keras-resnext finetune
+    runs/x --qat` prepares the network of runs/x for an int8 file.
     """
+    if qat:
+        _check_alone(weights, model)
+        workdir = workdir or Path(f"{Path(dataset)}-qat")
+    elif workdir is None:
+        raise ValueError("`workdir` must be given, unless there is --qat.")
     fields = {name: parse_field(name, text) for name, text in fields.items()}
     replicas = start_tensorflow(strategy)
+    from keras_resnext.training import Run
     from keras_resnext.training import plan_finetuning
+    from keras_resnext.training import plan_qat
 
-    plan = plan_finetuning(
-        dataset,
-        workdir,
-        weights=weights,
-        model=model,
-        data_dir=data_dir,
-        **fields,
-    )
+    if qat:
+        plan = plan_qat(dataset, workdir, **fields)
+        data_dir = data_dir or Run(dataset).data_dir
+    else:
+        plan = plan_finetuning(
+            dataset,
+            workdir,
+            weights=weights,
+            model=model,
+            data_dir=data_dir,
+            **fields,
+        )
     for line in plan.reasons:
         console.print(line, highlight=False)
     if save_recipe is not None:
@@ -85,3 +110,16 @@ def finetune(
         save_every_steps=save_every_steps,
         on_bad_image=on_bad_image,
     )
+
+
+def _check_alone(weights, model):
+    """Refuse what --qat takes from the run."""
+    for name, value, default in (
+        ("weights", weights, "imagenet"),
+        ("model", model, None),
+    ):
+        if value != default:
+            raise ValueError(
+                f"`{name}` must not be given with --qat, which goes on from a "
+                f"finished run; got {value!r}."
+            )

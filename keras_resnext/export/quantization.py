@@ -142,7 +142,7 @@ def layer_errors(
         before.run(image)
         after.run(image)
         for name, (_, output) in after.layers.items():
-            signal = before.tensor(output)
+            signal = before.output(name)
             signals[name] += _power(signal)
             accumulated[name] += _power(signal - after.tensor(output))
             if after.is_quantized(output):
@@ -227,6 +227,10 @@ class _Traced:
     def run(self, image):
         """Compute all tensors for an image."""
         self._serve(image=image[None].astype(self._dtype))
+
+    def output(self, layer):
+        """Real values of a layer's output."""
+        return self.tensor(self.layers[layer][1])
 
     def is_quantized(self, tensor):
         """Whether a tensor has a scale."""

@@ -33,6 +33,7 @@ from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.inspection import layers_of
 from keras_resnext.inspection import output_names
 from keras_resnext.inspection import puts_out_probabilities
+from keras_resnext.rewrite.quantization import for_export
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.transforms import preprocess_input
 
@@ -120,6 +121,18 @@ class Session:
     def graph(self) -> ExportGraph:
         """The folded network behind its preprocessing."""
         return ExportGraph(self.model, self.preprocessing)
+
+    @functools.cached_property
+    def unrounded(self) -> "Session":
+        """A session of a `quantization_aware` model in floating point."""
+        chosen = isinstance(self.preprocessing, EvalTransform)
+        return Session(
+            for_export(self.model, rounded=False),
+            "auto" if chosen else self.preprocessing,
+            self.labels,
+            self.transform,
+            self.images,
+        )
 
     @functools.cached_property
     def reference(self) -> Reference:

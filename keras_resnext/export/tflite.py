@@ -105,8 +105,7 @@ def to_tflite(
         overwrite: Whether to replace an existing file. Defaults to `False`.
 
     Returns:
-        An `Artifact`; with dynamic and int8 it has `layer_errors`, except for
-        a model of `quantization_aware`.
+        An `Artifact`; with dynamic and int8 it has `layer_errors`.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is false.
@@ -184,7 +183,12 @@ def _check_input_dtype(session, input_dtype, quantize):
 
 def _content(session, quantize, calibration, exclude, input_dtype):
     """The file without metadata, and the errors of its layers."""
-    if quantize is None or session.quantization_aware:
+    if session.quantization_aware:
+        content = session.once(convert, input_dtype)
+        plain = session.unrounded.once(convert, "float32")
+        samples = session.images[:_TRACED_IMAGES]
+        return content, layer_errors(plain, content, samples)
+    if quantize is None:
         return session.once(convert, input_dtype), []
     # A quantised input is made from a float one.
     quantized_input = quantize == "int8" and input_dtype == "uint8"

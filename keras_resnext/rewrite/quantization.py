@@ -121,7 +121,7 @@ def quantization_aware(
     return new
 
 
-def for_export(model: keras.Model) -> keras.Model:
+def for_export(model: keras.Model, *, rounded: bool = True) -> keras.Model:
     """A network of `quantization_aware` as converters to int8 expect it.
 
     Batch norms are folded and weights are not rounded, which converters do
@@ -129,6 +129,8 @@ def for_export(model: keras.Model) -> keras.Model:
 
     Args:
         model: A model of `quantization_aware`.
+        rounded: Whether activations are rounded; without, it is the network
+            in floating point. Defaults to `True`.
 
     Returns:
         A functional `keras.Model` of the same name, inputs and outputs.
@@ -145,6 +147,8 @@ def for_export(model: keras.Model) -> keras.Model:
     def replace(layer):
         config = layer.get_config()
         if isinstance(layer, FakeQuantization):
+            if not rounded:
+                return keras.layers.Identity(name=layer.name)
             return FixedQuantization(layer.limits, layer.bits, name=layer.name)
         if isinstance(layer, (QuantizedConv2D, QuantizedDense)):
             for name in ("batch_norm", "bits", "per_channel", "observer"):

@@ -18,6 +18,7 @@ if typing.TYPE_CHECKING:
         TrainingStoppedError as TrainingStoppedError,
     )
     from keras_resnext.training.options import TrainOptions as TrainOptions
+    from keras_resnext.training.qat import plan_qat as plan_qat
     from keras_resnext.training.run import Run as Run
     from keras_resnext.training.trainer import train as train
 
@@ -31,6 +32,7 @@ _HOME = {
     "evaluate": "evaluation",
     "finetune": "finetuning",
     "plan_finetuning": "finetuning",
+    "plan_qat": "qat",
     "train": "trainer",
 }
 

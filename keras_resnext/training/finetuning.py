@@ -147,7 +147,7 @@ def plan_finetuning(
     24
     """
     run = Run(workdir)
-    _check_fields(fields)
+    check_fields(fields)
     data = open_dataset(
         dataset,
         data_dir or run.data_dir,
@@ -199,7 +199,7 @@ def _shortened(problems):
     return [*problems[:2], f"{rest} more problems: see `ImageData.check`."]
 
 
-def _check_fields(fields):
+def check_fields(fields):
     """Refuse what is no field of a recipe."""
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in fields:
@@ -214,7 +214,7 @@ def _start_from(weights, model, fields):
     """Network, weights and image size, and a line about them."""
     place = pathlib.Path(weights)
     if place.is_dir() and Run(place).started:
-        return _start_from_run(Run(place), model)
+        return start_from_run(Run(place), model)
     model = model or "resnext50"
     source = find_source(weights, model)
     if isinstance(source, WeightsRecord):
@@ -235,7 +235,7 @@ def _start_from(weights, model, fields):
     return start, f"Start: {about}, {size} pixels."
 
 
-def _start_from_run(run, model):
+def start_from_run(run, model):
     """The network that a run has trained, and its weights."""
     recipe = run.recipe
     if model not in (None, recipe.model):

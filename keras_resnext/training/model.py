@@ -77,9 +77,7 @@ def _build(recipe, classes, size, **options):
     return quantization_aware(model, weight_bits=recipe.weight_bits)
 
 
-def set_observers(
-    model: keras.Model, recipe: Recipe, total_steps: int
-) -> None:
+def set_observers(model: keras.Model, recipe: Recipe, total_steps: int) -> None:
     """Say when statistics and ranges of a quantised network are frozen.
 
     Statistics come first, so that the ranges settle on what is exported.
