@@ -223,8 +223,9 @@ def answers(records: list[dict]) -> list[str]:
         lines.append(
             f"{question.text}: error {answer['difference']:+z.2f} points, "
             f"{low:+z.2f} to {high:+z.2f} over {answer['seeds']} paired seeds "
-            f"({p_text(answer['p_seeds'])}), McNemar's {p_text(answer['p_images'])} in "
-            f"the median seed, {answer['cost']:.2f} times the multiply-adds: "
+            f"({p_text(answer['p_seeds'])}), McNemar's "
+            f"{p_text(answer['p_images'])} in the median seed, "
+            f"{answer['cost']:.2f} times the multiply-adds: "
             f"{verdict}. In the paper, on ImageNet: "
             f"{question.papers_difference:+.1f}."
         )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 from keras_resnext.training.finetuning import FinetunePlan
