@@ -244,7 +244,7 @@ def quantization(
     runs: LearnerRunsOption = pathlib.Path("runs/quantization"),
     seeds: SeedsOption = 3,
 ):
-    """Eight and four bits, after training and in training; an hour.
+    """Eight bits and fewer, after training and in training; an hour.
 
     Finished runs are read from quantization.jsonl in the folder. `make
     fashion` prepares the images.

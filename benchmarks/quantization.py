@@ -1,9 +1,9 @@
-"""Eight and four bits, after training and in training, on Fashion-MNIST.
+"""Eight bits and fewer, after training and in training, on Fashion-MNIST.
 
 The published network is trained on for one epoch, by the same recipe and with
 the same seeds: in floating point, rounded to eight bits, and with weights
-rounded to four. Files of eight bits run in LiteRT; four bits are simulated in
-Keras, because no runtime has them.
+rounded to four and three. Files of eight bits run in LiteRT; fewer are
+simulated in Keras, because no runtime here computes with them.
 """
 
 import base64
@@ -34,9 +34,10 @@ RECIPE = dataclasses.replace(
 )
 # Bits of the weights in training, and what is measured of the network.
 RUNS = {
-    0: ("float32", "dynamic", "int8", "4-bit weights"),
+    0: ("float32", "dynamic", "int8", "4-bit weights", "3-bit weights"),
     8: ("QAT int8",),
     4: ("QAT 4-bit weights",),
+    3: ("QAT 3-bit weights",),
 }
 QUESTIONS = (
     ("int8", "float32"),
@@ -45,6 +46,9 @@ QUESTIONS = (
     ("4-bit weights", "float32"),
     ("QAT 4-bit weights", "float32"),
     ("QAT 4-bit weights", "4-bit weights"),
+    ("3-bit weights", "float32"),
+    ("QAT 3-bit weights", "float32"),
+    ("QAT 3-bit weights", "3-bit weights"),
 )
 
 
@@ -74,8 +78,8 @@ def run_quantization(
     from keras_resnext.training import train
 
     records = read_records(path)
-    for seed in range(seeds):
-        for bits, ways in RUNS.items():
+    for bits, ways in RUNS.items():
+        for seed in range(seeds):
             done = {r["way"] for r in records if r["seed"] == seed}
             if {*ways} <= done:
                 continue
@@ -113,7 +117,10 @@ def measure(classifier, data, bits):
     from keras_resnext.training.datasets import read_images
 
     transform, model = classifier.transform, classifier.model
-    images, classes = read_images(data, data.val_split, transform)
+    split = data.val_split
+    images, classes = read_images(
+        data, split, transform, count=data.num_examples(split)
+    )
     calibration, _ = read_images(
         data, "train", transform, count=CALIBRATION, shuffle_seed=0
     )
@@ -124,8 +131,8 @@ def measure(classifier, data, bits):
     def predicted(network):
         return right(network.predict(transform.normalize(images), verbose=0))
 
-    if bits == 4:
-        yield "QAT 4-bit weights", predicted(model)
+    if 0 < bits < 8:
+        yield f"QAT {bits}-bit weights", predicted(model)
         return
     session = Session(classifier, images=images)
 
@@ -146,10 +153,13 @@ def measure(classifier, data, bits):
     yield "float32", predicted(model)
     yield "dynamic", file("dynamic")
     yield "int8", file("int8", calibration)
-    rounded = quantization_aware(
-        model, weight_bits=4, calibration=transform.normalize(calibration)
-    )
-    yield "4-bit weights", predicted(rounded)
+    for bits in (4, 3):
+        rounded = quantization_aware(
+            model,
+            weight_bits=bits,
+            calibration=transform.normalize(calibration),
+        )
+        yield f"{bits}-bit weights", predicted(rounded)
 
 
 def _record(way, seed, right):

@@ -190,6 +190,7 @@ def _read_images(classifier, data, count, calibration_count):
     """Images for verification and calibration, as `export_files` takes them."""
     from keras_resnext.inspection import classifies
     from keras_resnext.inspection import image_size
+    from keras_resnext.inspection import is_quantization_aware
     from keras_resnext.training.datasets import read_images
     from keras_resnext.training.evaluation import check_classes
 
@@ -202,7 +203,7 @@ def _read_images(classifier, data, count, calibration_count):
     transform = classifier.require_transform()
     images, classes = read_images(data, data.val_split, transform, count=count)
     calibration = None
-    if calibration_count:
+    if calibration_count and not is_quantization_aware(classifier.model):
         calibration, _ = read_images(
             data, "train", transform, count=calibration_count, shuffle_seed=0
         )
