@@ -89,7 +89,8 @@ def test_it_learns_and_counts_steps(aware, toy_run):
     model = aware.load_model()
     rounded = of_kind(model, FakeQuantization)
     convolutions = of_kind(model, QuantizedConv2D)
-    assert rounded and convolutions
+    assert rounded
+    assert convolutions
     for layer in (*rounded, *convolutions):
         assert float(layer.steps) == 12
     for layer in rounded:

@@ -12,6 +12,8 @@ import keras_resnext
 from keras_resnext import private
 from keras_resnext.classifier import Classifier
 from keras_resnext.export.graph import IMAGE
+from keras_resnext.export.qdq import calibrate
+from keras_resnext.export.qdq import quantize_weights
 from keras_resnext.export.session import Session
 from keras_resnext.export.session import staged_artifact
 from keras_resnext.export.verify import Artifact
@@ -21,6 +23,7 @@ from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.export.verify import verify
 from keras_resnext.extras import first_line
+from keras_resnext.inspection import layers_of
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform
@@ -36,11 +39,6 @@ PASSES = (
     "remove_back_to_back",
 )
 _PROTOBUF_BYTES = 2**31  # a message cannot be larger
-# What eight bits are enough for. Softmax is not among them.
-_QUANTIZED_OPERATORS = [
-    *("Conv", "MatMul", "Gemm", "Add", "Relu"),
-    *("MaxPool", "GlobalAveragePool", "Concat"),
-]
 
 
 def to_onnx(
@@ -80,8 +78,9 @@ def to_onnx(
             eight bits (QDQ), except for the softmax. Defaults to `None`,
             float32.
         calibration: With int8, images whose activations set the ranges, like
-            `images`; some tens, and other ones than those to compare on.
-            Defaults to `None`.
+            `images`; some tens, and other ones than those to compare on. A
+            model of `quantization_aware` has learned its ranges and takes
+            none. Defaults to `None`.
         preprocessing: What comes before the model, so that the file takes RGB
             pixels in [0, 255]. `"auto"` adds what it needs: nothing to a model
             that normalises pixels itself, otherwise the normalisation of the
@@ -120,7 +119,6 @@ def to_onnx(
     """
     require_runtime("onnx")
     session = Session.of(model, preprocessing, labels, transform, images)
-    session.check_no_learned_ranges()
     if type(opset) is not int or opset not in range(13, 19):
         raise ValueError(f"`opset` must be from 13 to 18; got {opset!r}.")
     check_data_format(data_format)
@@ -131,9 +129,9 @@ def to_onnx(
     with staged_artifact(path, "onnx", overwrite=overwrite) as new:
         session.check_size(_PROTOBUF_BYTES, "ONNX")
         new.write_bytes(session.once(convert, opset, data_format))
-        if quantize:
-            properties = _properties(session, data_format)
-            _quantize(new, calibration, data_format, properties)
+        if quantize and not session.quantization_aware:
+            calibrate(new, calibration, data_format)
+            _set_properties(new, _properties(session, data_format))
         return verify(session, new, path, "onnx", quantize, limits)
 
 
@@ -146,11 +144,13 @@ def check_data_format(data_format: str) -> None:
 
 
 def convert(session: Session, opset: int, data_format: str) -> bytes:
-    """The content of the float32 file."""
+    """The content of the file before `calibrate`."""
     import onnx
 
     proto = _optimized(_converted(session.graph, opset, data_format))
     _fold_padding(proto)
+    if session.quantization_aware:
+        quantize_weights(proto, per_channel=_by_channel(session.model))
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     proto.graph.name = session.model.name
@@ -162,6 +162,11 @@ def convert(session: Session, opset: int, data_format: str) -> bytes:
             f"`model` must have operations that ONNX has; {first_line(error)}"
         ) from error
     return proto.SerializeToString()
+
+
+def _by_channel(model):
+    """Whether the weights were trained with a step for each filter."""
+    return all(getattr(x, "per_channel", True) for x in layers_of(model))
 
 
 def _properties(session, data_format):
@@ -239,7 +244,7 @@ def _fold_padding(proto):
     for pad in [n for n in proto.graph.node if n.op_type == "Pad"]:
         readers = users.get(pad.output[0], [])
         if len(readers) == 1 and readers[0] is not None:
-            source = makers.get(pad.input[0])
+            source = _unrounded(makers, pad.input[0])
             pads = _folded_pads(pad, readers[0], source, constants)
             if pads:
                 _set_pads(readers[0], pads)
@@ -249,6 +254,14 @@ def _fold_padding(proto):
     for tensor in list(proto.graph.initializer):
         if tensor.name not in used:
             proto.graph.initializer.remove(tensor)
+
+
+def _unrounded(makers, name):
+    """The node that makes a tensor, before it is rounded."""
+    node = makers.get(name)
+    while node and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        node = makers.get(node.input[0])
+    return node
 
 
 def _folded_pads(pad, reader, source, constants):
@@ -297,41 +310,11 @@ def _set_pads(node, pads):
     node.attribute.append(onnx.helper.make_attribute("pads", pads))
 
 
-def _quantize(path, calibration, data_format, properties):
-    """Quantise the weights and activations of a file, in place."""
+def _set_properties(path, properties):
+    """Write metadata, which the quantiser drops, and check the file."""
     import onnx
-    from onnxruntime import quantization
 
-    if data_format == "NCHW":
-        calibration = np.ascontiguousarray(calibration.transpose(0, 3, 1, 2))
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self._images = iter(calibration)
-
-        def get_next(self):
-            image = next(self._images, None)
-            return None if image is None else {IMAGE: image[None]}
-
-    with quiet("root"):
-        quantization.quantize_static(
-            str(path),
-            str(path),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=_QUANTIZED_OPERATORS,
-            per_channel=True,
-            # Signed activations are fused badly: twice the time.
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            # x86 without VNNI adds two products of unsigned and signed bytes
-            # in 16 bits, and clips sums above 2**15. With weights of 7 bits
-            # they stay below, 2 * 255 * 64 < 2**15, so that a file verified
-            # here computes the same elsewhere. Unsigned weights are as safe
-            # and a quarter slower.
-            reduce_range=True,
-        )
-    quantized = onnx.load(path)
-    onnx.helper.set_model_props(quantized, properties)
-    onnx.checker.check_model(quantized, full_check=True)
-    onnx.save(quantized, path)
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, properties)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
