@@ -1,7 +1,11 @@
 """Quantisation-aware training against NumPy, the float model and LiteRT."""
 
+import collections
+
 import keras
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
@@ -285,8 +289,13 @@ def test_the_file_has_the_learned_ranges(exported):
 
 
 def test_the_file_computes_what_was_trained(exported):
-    """To a step of the logits, if they had 256, in 99 of 100."""
     model, artifact, images = exported
+    check_logits(model, artifact, images)
+    assert artifact.agreement.top1_agreement >= 0.98
+
+
+def check_logits(model, artifact, images):
+    """Equal to a step of the logits, if they had 256, in 99 of 100."""
 
     def logits(probabilities):
         values = np.log(probabilities)
@@ -296,7 +305,124 @@ def test_the_file_computes_what_was_trained(exported):
     found = logits(artifact.outputs["probabilities"])
     step = (expected.max() - expected.min()) / 255
     assert (np.abs(found - expected) <= step).mean() >= 0.99
-    assert artifact.agreement.top1_agreement >= 0.98
+
+
+def test_layer_errors(exported):
+    """Those of the layer's own weights and of its rounded outputs."""
+    model, artifact, _ = exported
+    errors = {error.name: error for error in artifact.layer_errors}
+    layers = [x for x in model.layers if isinstance(x, QuantizedConv2D)]
+    assert {*errors} == {*(x.name for x in layers), "predictions"}
+    for layer in layers:
+        kernel, _ = layer.folded()
+        noise = fake_quantize_weights(kernel) - kernel
+        expected = np.linalg.norm(noise) / np.linalg.norm(kernel)
+        error = errors[layer.name]
+        assert error.weights == pytest.approx(expected, rel=1e-3)
+        assert error.activations > 0
+
+
+@pytest.fixture(scope="module", params=["NHWC", "NCHW"])
+def onnx_artifact(request, exported, tmp_path_factory):
+    """An ONNX file of the same model."""
+    model, _, images = exported
+    path = tmp_path_factory.mktemp("qat") / "model.onnx"
+    return to_onnx(
+        model, path, quantize="int8", images=images, data_format=request.param
+    )
+
+
+def initializers(path):
+    return {
+        x.name: onnx.numpy_helper.to_array(x)
+        for x in onnx.load(path).graph.initializer
+    }
+
+
+def test_the_onnx_file_has_the_learned_ranges(exported, onnx_artifact):
+    """Bit for bit, and kernels on the grid of the layers."""
+    model, _, _ = exported
+    expected = set()
+    for layer in model.layers:
+        if isinstance(layer, FakeQuantization):
+            low, high = map(np.float64, layer.limits)
+            scale = (high - low) / 255
+            expected.add((np.float32(scale), round(-low / scale)))
+    arrays = initializers(onnx_artifact.path)
+    found = {
+        (arrays[node.input[1]][()], int(arrays[node.input[2]]))
+        for node in onnx.load(onnx_artifact.path).graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    assert found == expected
+    # Their names in the file say nothing.
+    kernels = [
+        (array - np.float32(128))
+        * arrays[name.replace("_quantized", "_scale")].reshape(-1, 1, 1, 1)
+        for name, array in arrays.items()
+        if array.ndim == 4 and array.dtype == np.uint8
+    ]
+    layers = [x for x in model.layers if isinstance(x, QuantizedConv2D)]
+    assert len(kernels) == len(layers) == 9
+    for layer in layers:
+        folded, _ = layer.folded()
+        wanted = fake_quantize_weights(folded).numpy().transpose(3, 2, 0, 1)
+        # Another rounding of the same products: 2**-24 of 1.
+        assert any(
+            kernel.shape == wanted.shape
+            and np.allclose(kernel, wanted, rtol=1e-6, atol=1e-6)
+            for kernel in kernels
+        ), layer.name
+
+
+def test_the_onnx_file_computes_what_was_trained(exported, onnx_artifact):
+    model, _, images = exported
+    check_logits(model, onnx_artifact, images)
+
+
+def test_onnx_runtime_computes_in_integers(onnx_artifact, tmp_path):
+    """All convolutions, and what is between them."""
+    kinds = optimized_operators(onnx_artifact.path, tmp_path)
+    assert kinds["QLinearConv"] == 9
+    assert kinds["QLinearAdd"] == 2
+    assert kinds["QLinearGlobalAveragePool"] == 1
+    assert not {"Conv", "Add", "Relu"} & kinds.keys()
+
+
+def optimized_operators(path, folder):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = level
+    onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+    graph = onnx.load(folder / "optimized.onnx").graph
+    return collections.Counter(node.op_type for node in graph.node)
+
+
+def test_the_stem_for_photographs(tmp_path):
+    """Its pool, after padding, keeps the steps of what it reads."""
+    keras.utils.set_random_seed(0)
+    model = keras_resnext.ResNeXt(
+        (1, 1), 4, 4, filters=32, input_shape=(32, 32, 3), classes=5
+    )
+    randomize(model)
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3))
+    pixels = keras_resnext.preprocess_input(images.astype("float32"))
+    aware = quantization_aware(model, calibration=pixels)
+    for exporter, name in ((to_onnx, "m.onnx"), (to_tflite, "m.tflite")):
+        artifact = exporter(
+            aware, tmp_path / name, quantize="int8", images=images
+        )
+        # Random weights tell images apart by little more than the rounding.
+        assert artifact.agreement.centred_correlation > 0.98
+    kinds = optimized_operators(tmp_path / "m.onnx", tmp_path)
+    assert not {"Conv", "Pad", "Relu", "Add"} & kinds.keys()
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    (pool,) = [node for node in nodes if node.op_type == "MaxPool"]
+    (maker,) = [n for n in nodes if pool.input[0] in n.output]
+    assert maker.op_type == "QLinearConv"  # it takes bytes
 
 
 def test_only_int8_is_exported(exported, network, tmp_path):
@@ -308,9 +434,10 @@ def test_only_int8_is_exported(exported, network, tmp_path):
         to_tflite(model, path, quantize="int8", calibration=images)
     with pytest.raises(ValueError, match="`exclude` must be 0"):
         to_tflite(model, path, quantize="int8", exclude=1)
-    for export in (to_onnx, to_saved_model):
-        with pytest.raises(ValueError, match="whose ranges only `to_tflite"):
-            export(model, tmp_path / "other")
+    with pytest.raises(ValueError, match="`quantize` must be int8"):
+        to_onnx(model, path)
+    with pytest.raises(ValueError, match="computes in float32"):
+        to_saved_model(model, tmp_path / "other")
     with pytest.raises(ValueError, match=r"`calibration` .* got shape"):
         quantization_aware(network, calibration=images[0])
     with pytest.raises(ValueError, match="has no range yet"):

@@ -112,7 +112,7 @@ def to_saved_model(
     >>> serve(image_bytes=tf.constant([open("cat.jpg", "rb").read()]))
     """
     session = Session.of(model, preprocessing, labels, transform, images)
-    session.check_no_learned_ranges()
+    session.check_not_rounded()
     if type(top) is not int or top < 1:
         raise ValueError(f"`top` must be 1 or more; got {top!r}.")
     check_max_pixels(max_pixels)

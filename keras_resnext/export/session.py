@@ -237,13 +237,13 @@ class Session:
             return None
         return self.check_images(calibration, "calibration")
 
-    def check_no_learned_ranges(self) -> None:
-        """Refuse a model of `quantization_aware`, for other formats' sake."""
+    def check_not_rounded(self) -> None:
+        """Refuse a model of `quantization_aware`, for a float file's sake."""
         if self.quantization_aware:
             raise ValueError(
-                "`model` must not come from `quantization_aware`, whose ranges "
-                'only `to_tflite(..., quantize="int8")` writes; '
-                f"{self.model.name} does."
+                "`model` must not come from `quantization_aware` for a format "
+                f"that computes in float32; {self.model.name} does. ONNX and "
+                "TFLite take it with `quantize` int8."
             )
 
     def _check_learned_ranges(self, quantize, calibration):
