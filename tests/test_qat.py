@@ -1,6 +1,7 @@
 """Quantisation-aware training in our loop, from a run to its int8 file."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_two_replicas(frozen, tmp_path):
 @pytest.mark.integration
 def test_the_command_line(toy_run, run_cli, tmp_path):
     source = tmp_path / "x"
-    source.symlink_to(toy_run.path)
+    shutil.copytree(toy_run.path, source)
     code, out, _ = run_cli("finetune", str(source), "--qat", "--epochs", "2")
     assert code == 0
     assert "weights to 8 bits by channel" in out
@@ -200,6 +201,14 @@ def test_the_command_line(toy_run, run_cli, tmp_path):
     )
     assert code == 0, err
     assert Classifier.load(run.path).labels == run.labels
+    code, out, err = run_cli("evaluate", str(run.path), "--quantized", "10")
+    assert code == 0, err
+    for row in ("float32", "dynamic", "int8, trained", "conv1_conv"):
+        assert row in out
+    shutil.rmtree(source)  # the network that it began with
+    code, _, err = run_cli("evaluate", str(run.path), "--quantized", "10")
+    assert code == 1
+    assert "needs the network in floating point too" in err
 
 
 @pytest.mark.parametrize(

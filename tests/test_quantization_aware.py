@@ -14,6 +14,7 @@ import keras_resnext
 from keras_resnext.export import to_onnx
 from keras_resnext.export import to_saved_model
 from keras_resnext.export import to_tflite
+from keras_resnext.export.comparison import compare_roundings
 from keras_resnext.fake_quantization import FakeQuantization
 from keras_resnext.fake_quantization import Observer
 from keras_resnext.fake_quantization import QuantizedConv2D
@@ -320,6 +321,36 @@ def test_layer_errors(exported):
         error = errors[layer.name]
         assert error.weights == pytest.approx(expected, rel=1e-3)
         assert error.activations > 0
+
+
+@pytest.mark.integration
+def test_comparison(network, exported):
+    """Accuracies as the interpreter gives them, image by image."""
+    model, artifact, images = exported
+    classes = np.random.default_rng(0).integers(0, 5, len(images))
+    rows = compare_roundings(
+        network, images, classes, shades_of_grey(32, seed=2)[0], trained=model
+    )
+    assert [row.name for row in rows] == [
+        *("float32", "dynamic", "int8", "int8, trained"),
+    ]
+    scores = network(keras_resnext.preprocess_input(images)).numpy()
+    plain = scores.argmax(-1)
+    assert rows[0].accuracy == (plain == classes).mean()
+    interpreter = Interpreter(str(artifact.path))
+    serve = interpreter.get_signature_runner()
+    found = np.array(
+        [
+            serve(image=image[None].astype("uint8"))["probabilities"].argmax()
+            for image in images
+        ]
+    )
+    assert rows[3].accuracy == (found == classes).mean()
+    assert rows[3].agreement == (found == plain).mean()
+    assert rows[3].bytes == artifact.size
+    assert rows[3].layer_errors == artifact.layer_errors
+    assert rows[2].layer_errors != rows[3].layer_errors
+    assert min(rows[1].agreement, rows[2].agreement) > 0.8
 
 
 @pytest.fixture(scope="module", params=["NHWC", "NCHW"])

@@ -18,6 +18,9 @@ from keras_resnext.cli.console import read_preprocessing
 from keras_resnext.cli.console import start_tensorflow
 from keras_resnext.cli.console import table
 
+# Images, as `export` takes them.
+_CALIBRATION = 100
+
 
 def evaluate(
     model: ModelArgument,
@@ -51,6 +54,17 @@ def evaluate(
             "calibration. An earlier report there is replaced.",
         ),
     ] = None,
+    quantized: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="IMAGES",
+            help="Also compare what its TFLite files in eight bits make of "
+            "this many images of the split: dynamic range, int8 after "
+            "training and, of a run of `finetune --qat`, int8 in training. "
+            "Ranges come from 100 training images.",
+        ),
+    ] = 0,
     at_least: Annotated[
         float | None,
         typer.Option(help="Exit with status 1 below this accuracy."),
@@ -60,6 +74,8 @@ def evaluate(
 ):
     """Measure the accuracy of a model on a data set."""
     start_tensorflow()
+    if quantized:
+        from keras_resnext.export.verify import require_runtime
     from keras_resnext.classifier import Classifier
     from keras_resnext.extras import require
     from keras_resnext.training import evaluate
@@ -68,6 +84,8 @@ def evaluate(
 
     if report is not None:
         check_report(report)
+    if quantized:
+        require_runtime("tflite", "int8")
     if picture is not None:
         require("matplotlib", extra="train", purpose="The picture")
     elif (
@@ -101,6 +119,8 @@ def evaluate(
     if report is not None:
         result.report(report, title=f"{model} on {data.name}, {result.split}")
         console.print(f"Wrote {report / 'report.html'}.")
+    if quantized:
+        _print_quantized(model, classifier, data, result.split, quantized)
     if at_least is not None and result.accuracy < at_least:
         raise RuntimeError(
             f"The accuracy must be at least {at_least}; it is "
@@ -124,3 +144,64 @@ def _print_beside_published(record, dataset, result):
         str(result.examples),
     )
     console.print(rows)
+
+
+def _print_quantized(model, classifier, data, split, count):
+    """What eight bits cost, and in which layers."""
+    from keras_resnext.export.comparison import compare_roundings
+    from keras_resnext.inspection import is_quantization_aware
+    from keras_resnext.training.datasets import read_images
+
+    transform, plain, trained = classifier.require_transform(), classifier, None
+    if is_quantization_aware(classifier.model):
+        plain, trained = _float_network(model), classifier
+    images, classes = read_images(data, split, transform, count=count)
+    calibration, _ = read_images(
+        data, "train", transform, count=_CALIBRATION, shuffle_seed=0
+    )
+    with console.status("Writing and running files in eight bits"):
+        found = compare_roundings(
+            plain, images, classes, calibration, trained=trained
+        )
+    rows = table(
+        *("", "size (MB)", "accuracy", "float32's class"),
+        title=f"TFLite files on {len(images)} images",
+    )
+    for row in found:
+        rows.add_row(
+            row.name,
+            f"{row.bytes / 1e6:.2f}",
+            f"{row.accuracy:.4f}",
+            f"{row.agreement:.2%}",
+        )
+    console.print(rows)
+    layers = table(
+        "layer",
+        *(row.name for row in found[1:]),
+        title="Noise of rounding in each layer's outputs, with that of all "
+        "layers before it,\nas a share of the signal; sorted by the last "
+        "column",
+    )
+    errors = [
+        {error.name: error.accumulated for error in row.layer_errors}
+        for row in found[1:]
+    ]
+    for name in sorted(errors[-1], key=errors[-1].get, reverse=True):
+        layers.add_row(name, *(f"{each[name]:.3f}" for each in errors))
+    console.print(layers)
+
+
+def _float_network(model):
+    """The classifier that a run of quantisation-aware training began with."""
+    from keras_resnext.classifier import Classifier
+    from keras_resnext.training import Run
+
+    run = Run(model) if Path(model).is_dir() else None
+    source = run and run.recipe.weights
+    if not source or not Run(source).finished:
+        raise ValueError(
+            "`quantized` needs the network in floating point too; "
+            f"{model} began with {source or 'one that is not known'}, which "
+            "is not there."
+        )
+    return Classifier.load(source)
