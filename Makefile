@@ -21,7 +21,7 @@ LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade \
   --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules serving serve batch arm fuzz bench bench-all study fashion lint audit golden lock clean
+.PHONY: help demo test test-all test-slow test-lowest test-next peers mediapipe web web-modules serving serve batch arm fuzz bench bench-all study fashion docs lint audit golden lock clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,10 @@ study: $(VENV)/demo.installed  ## The paper's tables in small, on Fashion-MNIST;
 
 fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package
 	$(BIN)/python -m benchmarks fashion
+
+docs: $(VENV)/dev.installed fashion  ## The site, build/site; executes notebooks that changed
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/site
+	@echo "The site is build/site/index.html."
 
 lint: $(VENV)/dev.installed  ## Formatting, lint, import contract and licences only
 	$(BIN)/ruff format --check .

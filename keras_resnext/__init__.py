@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_resnext.classifier import Prediction as Prediction
     from keras_resnext.complexity import Complexity as Complexity
     from keras_resnext.complexity import count_complexity as count_complexity
+    from keras_resnext.fake_quantization import Observer as Observer
     from keras_resnext.imagenet import decode_predictions as decode_predictions
     from keras_resnext.inference import inference_function as inference_function
     from keras_resnext.pyramid import feature_pyramid as feature_pyramid
@@ -76,6 +77,7 @@ _HOME = {
     "list_models": "variants",
     "convert_form": "rewrite",
     "fold_batch_norm": "rewrite",
+    "Observer": "fake_quantization",
     "quantization_aware": "rewrite",
     "to_stock_layers": "rewrite",
     "Complexity": "complexity",

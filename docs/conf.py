@@ -1,0 +1,102 @@
+"""Sphinx's settings for the site: `make docs`.
+
+The sources are where readers of the repository expect them, so that its root
+is the source directory: pages in docs/, the READMEs, and the notebooks.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras_resnext  # noqa: E402
+
+project = "keras_resnext"
+release = keras_resnext.__version__
+root_doc = "docs/index"
+include_patterns = [
+    *("docs/**.md", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *("keras_resnext/*/README.md", "export/*/README.md"),
+    *("benchmarks/NOTES.md", "benchmarks/results/*.md"),
+]
+exclude_patterns = ["**/node_modules", "build", ".*"]
+extensions = [
+    *("sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.autosummary"),
+    *("myst_nb", "sphinx_copybutton"),
+]
+
+html_theme = "furo"
+html_title = "keras_resnext"
+html_extra_path = ["redirect"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#7a3e00"},
+}
+html_show_sphinx = False
+html_copy_source = False
+
+# Headings get anchors as GitHub makes them.
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+# Commands and their output, which Pygments calls pycon and console.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Notebooks are executed once for each state of theirs.
+nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
+nb_execution_cache_path = str(ROOT / "build" / "notebooks")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+
+# Docstrings write `names` as Markdown does.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # they are in the docstrings, in words
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Call arguments", "params_style")]
+
+
+def write_command_line(app):
+    """What `--help` says of each command, as a page."""
+    text = subprocess.run(
+        [
+            *(sys.executable, "-m", "typer", "keras_resnext.cli.app"),
+            *("utils", "docs", "--name", "keras-resnext"),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    text = text.partition("\n")[2]  # without its title
+    page = ROOT / "build" / "command-line.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(text)
+
+
+def write_tables(app, what, name, thing, options, lines):
+    """Tables of docstrings, in Markdown, as Sphinx has them."""
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
+    if not rows:
+        return
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows[:1] + rows[2:]:
+        table += [
+            f"   {'-' if i else '* -'} {cell}".replace("   - ", "     - ")
+            for i, cell in enumerate(row)
+        ]
+    lines[first : first + len(rows)] = [*table, ""]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", write_tables)
+    app.connect("builder-inited", write_command_line)
