@@ -263,6 +263,21 @@ def quantization(
     console.print(Markdown(tables(records)))
 
 
+@app.command()
+def quantization_steps():
+    """What fake quantisation costs in a training step; five minutes."""
+    from benchmarks.quantization import measure_steps
+    from keras_resnext.cli.console import start_tensorflow
+
+    start_tensorflow()
+    for record in measure_steps():
+        console.print(
+            f"{record['network']}, batch {record['batch']}, {record['state']}: "
+            f"{record['ms']:.0f} ms, {record['ratio']:.2f}",
+            highlight=False,
+        )
+
+
 def _learner(source, runs):
     """What trains: `keras_resnext.training`, or the loop for accelerators."""
     import keras

@@ -36,6 +36,7 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#7a3e00"},
 }
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 
 # Headings get anchors as GitHub makes them.
