@@ -237,8 +237,9 @@ def _make_steps(name, batch, size):
             "sparse_categorical_crossentropy",
         )
         model.make_train_function()
+        batches = iter(data.repeat())
 
-        def step(model=model, batches=iter(data.repeat())):
+        def step(model=model, batches=batches):
             float(model.train_function(batches)["loss"])
 
         step()
