@@ -14,7 +14,9 @@ from keras_resnext.layers import GroupedConv2D
 
 BITS = range(2, 9)
 # Instead of a step of zero, for filters whose weights are all zero.
-_SMALLEST = 1e-12
+SMALLEST_STEP = 1e-12 / 127
+# And for what is always zero.
+_SMALLEST_RANGE = 1e-6
 # Filters scaled by less are not scaled while statistics are taken, because
 # their outputs are divided by it again; trained batch norms have such ones.
 _SMALLEST_SCALE = 1e-6
@@ -22,13 +24,13 @@ _SMALLEST_SCALE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-    """How ranges of activations are learned, and when they stay.
+    """How ranges of activations are learned, and when they are frozen.
 
     Args:
         momentum: Of the moving averages of the smallest and the largest
             value. Defaults to 0.99.
-        freeze_ranges_after: Training steps after which ranges stay. Defaults
-            to 2000.
+        freeze_ranges_after: Training steps after which ranges are frozen.
+            Defaults to 2000.
         freeze_statistics_after: Training steps after which batch norms use
             their moving statistics in training too, so that what is trained
             is what an exported file computes. Defaults to 1000.
@@ -76,13 +78,38 @@ def fake_quantize_weights(kernel, bits=8, per_channel=True):
     ...                       per_channel=False)[0]
     [0.0, 0.0, 1.0]
     """
+    step = weight_step(kernel, bits, per_channel)
+    return _rounded(kernel, step)
+
+
+def weight_step(kernel, bits=8, per_channel=True):
+    """The step that `fake_quantize_weights` rounds to.
+
+    Args:
+        kernel: Tensor `(..., filters)`.
+        bits: 2 to 8. Defaults to 8.
+        per_channel: See `fake_quantize_weights`. Defaults to `True`.
+
+    Returns:
+        Tensor `(filters,)`, or a scalar.
+
+    Example:
+
+    >>> weight_step(keras.ops.array([[0.0, 0.3, 1.0]]), bits=2).shape
+    TensorShape([3])
+    """
     import tensorflow as tf
 
     axes = list(range(len(kernel.shape) - 1)) if per_channel else None
     limit = tf.reduce_max(tf.abs(kernel), axes)
-    step = tf.maximum(limit, _SMALLEST) / (2 ** (bits - 1) - 1)
-    rounded = tf.round(kernel / step) * step
-    return kernel + tf.stop_gradient(rounded - kernel)
+    return tf.maximum(limit / (2 ** (bits - 1) - 1), SMALLEST_STEP)
+
+
+def _rounded(values, step):
+    """Multiples of a step; the gradient is that of the values."""
+    import tensorflow as tf
+
+    return values + tf.stop_gradient(tf.round(values / step) * step - values)
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -103,12 +130,15 @@ class FakeQuantization(keras.layers.Layer):
         training: Whether to move the range.
 
     Returns:
-        Tensor of the same shape.
+        Tensor of the same shape, and its step, a scalar; 0 before there is a
+        range.
 
     Example:
 
     >>> layer = FakeQuantization()
-    >>> layer(keras.random.uniform((8, 56, 56, 64)), training=True).shape
+    >>> values = keras.random.uniform((8, 56, 56, 64))
+    >>> rounded, step = layer(values, training=True)
+    >>> rounded.shape
     TensorShape([8, 56, 56, 64])
 
     Reference:
@@ -126,11 +156,15 @@ class FakeQuantization(keras.layers.Layer):
             self.add_weight(
                 shape=(),
                 initializer="zeros",
-                dtype="float32",
+                dtype=dtype,
                 trainable=False,
                 name=name,
             )
-            for name in ("minimum", "maximum", "steps")
+            for name, dtype in (
+                ("minimum", "float32"),
+                ("maximum", "float32"),
+                ("steps", "int32"),
+            )
         )
 
     def call(self, inputs, training=None):
@@ -138,17 +172,18 @@ class FakeQuantization(keras.layers.Layer):
 
         if self.observing:
             self._widen(inputs)
-            return inputs
+            return inputs, tf.zeros(())
         minimum, maximum = self.minimum.value, self.maximum.value
         if training:
             minimum, maximum = self._move(inputs)
-        return tf.cond(
+        outputs = tf.cond(
             maximum > minimum,
             lambda: tf.quantization.fake_quant_with_min_max_vars(
                 inputs, minimum, maximum, self.bits
             ),
             lambda: inputs,
         )
+        return outputs, (maximum - minimum) / (2**self.bits - 1)
 
     def _move(self, inputs):
         """The range after this batch, which is stored too."""
@@ -156,7 +191,8 @@ class FakeQuantization(keras.layers.Layer):
 
         observer, steps = self.observer, self.steps.value
         before = tf.stack([self.minimum.value, self.maximum.value])
-        momentum = tf.where(steps > 0, observer.momentum, 0.0)
+        # An empty range has nothing to keep.
+        momentum = tf.where(before[1] > before[0], observer.momentum, 0.0)
         after = tf.cond(
             steps < observer.freeze_ranges_after,
             lambda: momentum * before + (1 - momentum) * _range(inputs),
@@ -175,7 +211,7 @@ class FakeQuantization(keras.layers.Layer):
         minimum, maximum = tf.unstack(_range(inputs))
         self.minimum.assign(tf.minimum(self.minimum.value, minimum))
         self.maximum.assign(tf.maximum(self.maximum.value, maximum))
-        self.steps.assign(tf.maximum(self.steps.value, 1.0))
+        self.steps.assign(tf.maximum(self.steps.value, 1))
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -184,13 +220,13 @@ class FakeQuantization(keras.layers.Layer):
         Raises:
             ValueError: if there is none yet.
         """
-        limits = float(self.minimum), float(self.maximum)
-        if not limits[0] < limits[1]:
+        if not int(self.steps):
             raise ValueError(
                 "`model` must have been trained or calibrated; "
                 f"{self.name} has no range yet."
             )
-        return limits
+        low, high = float(self.minimum), float(self.maximum)
+        return low, high if high > low else low + _SMALLEST_RANGE
 
     def get_config(self):
         return super().get_config() | {
@@ -203,31 +239,35 @@ class FixedQuantization(keras.layers.Layer):
     """`FakeQuantization` whose range is a constant, which converters read.
 
     Args:
-        limits: Smallest and largest value.
+        limits: Smallest and largest value; `None` to round nothing.
         bits: 2 to 8. Defaults to 8.
 
     Call arguments:
         inputs: Tensor of any shape, float32.
 
     Returns:
-        Tensor of the same shape.
+        What `FakeQuantization` returns.
 
     Example:
 
-    >>> FixedQuantization((0.0, 6.0))(keras.ops.array([[1.0]]))
+    >>> rounded, step = FixedQuantization((0.0, 6.0))(keras.ops.array([[1.0]]))
     """
 
     def __init__(self, limits, bits=8, **kwargs):
         super().__init__(**kwargs)
-        self.limits = tuple(limits)
+        self.limits = limits
         self.bits = bits
 
     def call(self, inputs):
         import tensorflow as tf
 
-        return tf.quantization.fake_quant_with_min_max_args(
+        if self.limits is None:
+            return inputs, tf.zeros(())
+        outputs = tf.quantization.fake_quant_with_min_max_args(
             inputs, *self.limits, self.bits
         )
+        low, high = self.limits
+        return outputs, tf.constant((high - low) / (2**self.bits - 1))
 
 
 @keras.saving.register_keras_serializable(package="keras_resnext")
@@ -239,13 +279,15 @@ class QuantizedConv2D(GroupedConv2D):
     norm has gone into the convolution. Until the statistics are frozen
     (`Observer`), training normalises by each batch's statistics: the kernel
     is rounded with the moving ones, and its outputs are divided by them again
-    before batch norm.
+    before batch norm. After that the bias, which then contains the shift of
+    the batch norm, is rounded to the product of both steps, as int8 kernels
+    add it.
 
     Args:
         *args, **kwargs: Those of `keras.layers.Conv2D`.
-        batch_norm: Epsilon, momentum, center and scale of the batch norm, as
-            a dict of its config; `None` for a convolution without. Defaults
-            to `None`.
+        batch_norm: Epsilon, momentum, center, scale and trainable of the
+            batch norm, as a dict of its config; `None` for a convolution
+            without. Defaults to `None`.
         bits: Of the weights, 2 to 8. Defaults to 8.
         per_channel: See `fake_quantize_weights`. Defaults to `True`.
         observer: An `Observer`, or its fields as a dict. Defaults to
@@ -253,6 +295,8 @@ class QuantizedConv2D(GroupedConv2D):
 
     Call arguments:
         inputs: Tensor `(batch, height, width, channels)`, float32.
+        step: Of the inputs, a scalar; 0 to leave the bias as it is. Defaults
+            to 0.
         training: Whether gradients will be asked for.
 
     Returns:
@@ -290,21 +334,22 @@ class QuantizedConv2D(GroupedConv2D):
         if not self.batch_norm:
             return
 
-        def add(name, initializer, trainable, shape=(self.filters,)):
+        def add(name, initializer, trainable=False, **options):
             return self.add_weight(
-                shape=shape,
                 initializer=initializer,
                 trainable=trainable,
                 name=name,
+                **{"shape": (self.filters,), **options},
             )
 
+        trains = self.batch_norm.get("trainable", True)
         if self.batch_norm.get("scale", True):
-            self.gamma = add("gamma", "ones", True)
+            self.gamma = add("gamma", "ones", trains)
         if self.batch_norm.get("center", True):
-            self.beta = add("beta", "zeros", True)
-        self.moving_mean = add("moving_mean", "zeros", False)
-        self.moving_variance = add("moving_variance", "ones", False)
-        self.steps = add("steps", "zeros", False, ())
+            self.beta = add("beta", "zeros", trains)
+        self.moving_mean = add("moving_mean", "zeros")
+        self.moving_variance = add("moving_variance", "ones")
+        self.steps = add("steps", "zeros", shape=(), dtype="int32")
 
     @property
     def norm_weights(self):
@@ -328,21 +373,22 @@ class QuantizedConv2D(GroupedConv2D):
             bias += self.beta
         return self.kernel * scale, bias
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, step=0.0, training=None):
         import tensorflow as tf
 
         if not self.batch_norm:
             # What a batch norm follows has no activation.
-            return self.activation(self._with_moving_statistics(inputs))
+            return self.activation(self._with_moving_statistics(inputs, step))
         if not training:
-            return self._with_moving_statistics(inputs)
+            return self._with_moving_statistics(inputs, step)
         steps = self.steps.value
-        moves = (steps < self.observer.freeze_statistics_after) & self.trainable
+        trains = self.trainable and self.batch_norm.get("trainable", True)
+        moves = (steps < self.observer.freeze_statistics_after) & trains
         outputs, mean, variance = tf.cond(
             moves,
             lambda: self._with_batch_statistics(inputs),
             lambda: (
-                self._with_moving_statistics(inputs),
+                self._with_moving_statistics(inputs, step),
                 self.moving_mean.value,
                 self.moving_variance.value,
             ),
@@ -362,11 +408,19 @@ class QuantizedConv2D(GroupedConv2D):
         self.steps.assign(steps + 1)
         return outputs
 
-    def _with_moving_statistics(self, inputs):
+    def _with_moving_statistics(self, inputs, step):
         """As the exported file computes it."""
+        import tensorflow as tf
+
         kernel, bias = self.folded()
         outputs = self._convolved(inputs, kernel)
-        return outputs if bias is None else outputs + bias
+        if bias is None:
+            return outputs
+        unit = step * weight_step(kernel, self.bits, self.per_channel)
+        # Beyond 32 bits, files have a larger step.
+        fits = tf.abs(bias) < unit * 2.0**31
+        unit = tf.where(fits, unit, 1.0)
+        return outputs + tf.where(fits, _rounded(bias, unit), bias)
 
     def _with_batch_statistics(self, inputs):
         """Outputs, and the mean and variance of this batch."""

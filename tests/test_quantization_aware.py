@@ -69,15 +69,18 @@ def test_a_filter_of_zeros():
 def test_activations_as_in_numpy(bits):
     layer = FakeQuantization(bits)
     values = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
-    assert (layer(values).numpy() == values).all()  # no range yet
+    outputs, step = layer(values)  # no range yet
+    assert float(step) == 0
+    np.testing.assert_array_equal(outputs, values)
     layer.minimum.assign(-0.9)
     layer.maximum.assign(1.3)
     with tf.GradientTape() as tape:
         variable = tf.Variable(values)
-        found = layer(variable)
+        found, step = layer(variable)
     expected = rounded_activations(values, -0.9, 1.3, bits)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    step = 2.2 / (2**bits - 1)
+    np.testing.assert_allclose(step, 2.2 / (2**bits - 1), rtol=1e-6)
+    step = float(step)
     inside = (values > -0.9 - step / 2) & (values < 1.3 + step / 2)
     gradient = tape.gradient(found, variable).numpy()
     assert set(np.unique(gradient)) == {0, 1}

@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from keras_resnext.export.graph import IMAGE
+from keras_resnext.fake_quantization import SMALLEST_STEP
 from keras_resnext.quiet import quiet
 
 # What eight bits are enough for. Softmax is not among them.
@@ -21,7 +22,8 @@ _EXACT = (
     *("MaxPool", "GlobalMaxPool", "Pad", "Transpose"),
     *("Reshape", "Flatten", "Squeeze", "Identity"),
 )
-_SMALLEST = 1e-12  # as in `fake_quantization`
+# Of what a 32-bit bias holds: rounding must not go beyond.
+_LARGEST_BIAS = 2**30
 
 
 def calibrate(
@@ -131,17 +133,24 @@ class _Graph:
         axis = _channel_axis(node)
         others = tuple(i for i in range(kernel.ndim) if i != axis)
         limits = np.abs(kernel).max(axis=others if per_channel else None)
-        steps = np.maximum(limits, np.float32(_SMALLEST)) / np.float32(127)
+        steps = np.maximum(limits / np.float32(127), np.float32(SMALLEST_STEP))
+        bias = None
+        if len(node.input) > 2 and node.input[2] in self._arrays:
+            bias = self._array(node.input[2]).astype("float64")
+            step = float(self._array(pair.input[1]))
+            # A filter of tiny weights takes a larger step: they become zero.
+            least = np.abs(bias) / (step * _LARGEST_BIAS)
+            least = least if per_channel else least.max()
+            steps = np.maximum(steps, least.astype("float32"))
         shape = [1] * kernel.ndim
         shape[axis] = -1 if per_channel else 1
         rounded = np.rint(kernel / steps.reshape(shape)) + 128
         self._replace(
             node, 1, np.clip(rounded, 1, 255).astype("uint8"), steps, 128, axis
         )
-        if len(node.input) > 2 and node.input[2] in self._arrays:
-            scale = self._array(pair.input[1]) * steps
-            bias = np.rint(self._array(node.input[2]).astype("float64") / scale)
-            bias = np.clip(bias, -(2**31), 2**31 - 1).astype("int32")
+        if bias is not None:
+            scale = np.float32(step) * steps
+            bias = np.rint(bias / scale).astype("int32")
             self._replace(node, 2, bias, scale, 0, 0)
 
     def _replace(self, node, index, values, steps, zero, axis):

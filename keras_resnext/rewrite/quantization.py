@@ -55,8 +55,8 @@ def quantization_aware(
     are part of their convolutions. It trains with `fit` and is saved like any
     model; `keras_resnext.export` then takes the ranges that it learned.
 
-    Biases, which int8 kernels round to 1/127 of a weight's step times an
-    activation's, and the classifier's outputs are not rounded.
+    Biases of convolutions are rounded once batch-norm statistics are frozen;
+    those of dense layers, and the classifier's outputs, are not.
 
     Args:
         model: A functional or sequential `keras.Model` in float32, in the
@@ -110,7 +110,17 @@ def quantization_aware(
                 "`calibration` must be images (images, height, width, "
                 f"channels), one at least; got shape {calibration.shape}."
             )
+        if len(model.inputs) > 1:
+            raise ValueError(
+                "`calibration` must be None for a model of several inputs; "
+                f"{model.name} has {len(model.inputs)}."
+            )
     observers = observers or Observer()
+    if calibration is None and not observers.freeze_ranges_after:
+        raise ValueError(
+            "`calibration` must be given if ranges are frozen from the start; "
+            "got None with `freeze_ranges_after` 0."
+        )
     weights = {"bits": weight_bits, "per_channel": per_channel}
     new = rewrite_model(
         model,
@@ -147,9 +157,8 @@ def for_export(model: keras.Model, *, rounded: bool = True) -> keras.Model:
     def replace(layer):
         config = layer.get_config()
         if isinstance(layer, FakeQuantization):
-            if not rounded:
-                return keras.layers.Identity(name=layer.name)
-            return FixedQuantization(layer.limits, layer.bits, name=layer.name)
+            limits = layer.limits if rounded else None
+            return FixedQuantization(limits, layer.bits, name=layer.name)
         if isinstance(layer, (QuantizedConv2D, QuantizedDense)):
             for name in ("batch_norm", "bits", "per_channel", "observer"):
                 config.pop(name, None)
@@ -170,7 +179,14 @@ def for_export(model: keras.Model, *, rounded: bool = True) -> keras.Model:
             ]
         return layer.get_weights()
 
-    return rewrite_model(model, lambda graph: Rules(replace, weights=arrays))
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, GroupedConv2D):
+            return layer(args[0])  # without the step, which converters know
+        return layer(*args, **kwargs)
+
+    return rewrite_model(
+        model, lambda graph: Rules(replace, call, weights=arrays)
+    )
 
 
 def _rules(model, weights, activation_bits, observers):
@@ -188,7 +204,7 @@ def _rules(model, weights, activation_bits, observers):
             )
         norms[convs[0].name] = norm
     removed = {norm.name for norm in norms.values()}
-    on_grid = {}  # name of a layer to its rounded output
+    on_grid = {}  # name of a layer to its rounded output and the step
 
     def replace(layer):
         if layer.name in removed:
@@ -223,14 +239,17 @@ def _rules(model, weights, activation_bits, observers):
             return layer(*args, **kwargs)
         if not _is_relu(old):
             tensors = keras.tree.flatten(args[0])
-            tensors = [
+            pairs = [
                 rounded(source, tensor)
                 for source, tensor in zip(sources[name], tensors, strict=True)
             ]
+            tensors = [tensor for tensor, _ in pairs]
             args = (keras.tree.pack_sequence_as(args[0], tensors), *args[1:])
+        if type(old) in _CONVOLUTIONS:
+            kwargs = kwargs | {"step": pairs[0][1]}
         outputs = layer(*args, **kwargs)
         if isinstance(old, _EXACT):
-            on_grid[name] = outputs
+            on_grid[name] = outputs, pairs[0][1]
         elif name not in norms and not isinstance(old, keras.layers.Dense):
             outputs = finished(name, outputs)
         return outputs
@@ -240,13 +259,13 @@ def _rules(model, weights, activation_bits, observers):
         following = [layers.get(reader) for reader in readers[name]]
         if len(following) == 1 and _is_relu(following[0]):
             return outputs
-        return rounded(name, outputs)
+        return rounded(name, outputs)[0]
 
     def arrays(layer):
         norm = norms.get(layer.name)
         if norm is None:
             return layer.get_weights()
-        steps = np.zeros((), "float32")
+        steps = np.zeros((), "int32")
         return [*layer.get_weights(), *norm.get_weights(), steps]
 
     return Rules(replace, call, arrays)
@@ -256,13 +275,20 @@ def _norm_config(norm):
     """What a quantised convolution keeps of a batch norm's config."""
     if norm is None:
         return None
-    names = ("epsilon", "momentum", "scale", "center")
+    names = ("epsilon", "momentum", "scale", "center", "trainable")
     return {name: getattr(norm, name) for name in names}
 
 
 def _check(model):
-    """Refuse lower precision, and what is used several times."""
+    """Refuse other layouts and precisions, and what is used several times."""
     for layer in model.layers:
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(
+                "`model` must have channels last, as int8 kernels have; "
+                f"{layer.name} has channels_first."
+            )
+        if isinstance(layer, keras.layers.BatchNormalization):
+            _check_norm(layer)
         if layer.compute_dtype != "float32":
             raise ValueError(
                 "`model` must compute in float32, because the steps of eight "
@@ -275,6 +301,19 @@ def _check(model):
             raise ValueError(
                 f"`model` must use each layer once; {entry['name']} is used "
                 f"{calls} times."
+            )
+
+
+def _check_norm(norm):
+    """Refuse settings of a batch norm that a quantised layer would lose."""
+    for name in (
+        *("synchronized", "beta_regularizer", "gamma_regularizer"),
+        *("beta_constraint", "gamma_constraint"),
+    ):
+        if getattr(norm, name, None):
+            raise ValueError(
+                f"`model` must have batch norms without {name}; {norm.name} "
+                f"has {getattr(norm, name)!r}."
             )
 
 
