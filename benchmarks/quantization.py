@@ -123,7 +123,7 @@ def measure(classifier, data, bits):
     images, classes = read_images(
         data, split, transform, count=data.num_examples(split)
     )
-    calibration, _ = read_images(
+    ranges, _ = read_images(
         data, "train", transform, count=CALIBRATION, shuffle_seed=0
     )
 
@@ -154,14 +154,12 @@ def measure(classifier, data, bits):
         return
     yield "float32", predicted(model)
     yield "dynamic", file("dynamic")
-    yield "int8", file("int8", calibration)
-    for bits in (4, 3):
+    yield "int8", file("int8", ranges)
+    for fewer in (4, 3):
         rounded = quantization_aware(
-            model,
-            weight_bits=bits,
-            calibration=transform.normalize(calibration),
+            model, weight_bits=fewer, calibration=transform.normalize(ranges)
         )
-        yield f"{bits}-bit weights", predicted(rounded)
+        yield f"{fewer}-bit weights", predicted(rounded)
 
 
 def measure_steps(rounds: int = 4, calls: int = 5) -> list[dict]:

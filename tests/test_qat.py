@@ -93,7 +93,8 @@ def test_it_learns_and_counts_steps(aware, toy_run):
     assert rounded
     assert convolutions
     for layer in (*rounded, *convolutions):
-        assert float(layer.steps) == 12
+        assert int(layer.steps) == 12
+        assert layer.observer.freeze_ranges_after == 9
     for layer in rounded:
         low, high = layer.limits
         assert low <= 0 < high
@@ -101,11 +102,21 @@ def test_it_learns_and_counts_steps(aware, toy_run):
     assert result.accuracy == aware.history[-1]["val_accuracy"]
 
 
-def test_statistics_freeze_before_ranges(recipe):
-    """After half and three quarters of the steps."""
+@pytest.mark.parametrize(
+    ("changes", "statistics", "ranges"),
+    [
+        ({}, 6, 9),  # half and three quarters of the steps
+        ({"gradient_accumulation_steps": 4}, 24, 36),  # counted in parts
+        ({"epochs": 12, "extended_from": 4}, 6, 9),  # nothing thaws
+        ({"freeze_batch_norm": True}, 0, 9),
+    ],
+)
+def test_statistics_freeze_before_ranges(recipe, changes, statistics, ranges):
     model = build_model(recipe, classes=3)
-    set_observers(model, recipe, total_steps=12)
-    expected = Observer(freeze_statistics_after=6, freeze_ranges_after=9)
+    set_observers(model, dataclasses.replace(recipe, **changes), 3)
+    expected = Observer(
+        freeze_statistics_after=statistics, freeze_ranges_after=ranges
+    )
     for kind in (FakeQuantization, QuantizedConv2D):
         assert {layer.observer for layer in of_kind(model, kind)} == {expected}
 
@@ -159,9 +170,10 @@ def test_resumed_run_ends_alike(aware, recipe, tmp_path):
 @pytest.mark.integration
 def test_moving_average_of_ranges(recipe, tmp_path):
     averaged = dataclasses.replace(recipe, ema_decay=0.9, epochs=2)
-    run = train(averaged, tmp_path)
-    for layer in of_kind(run.load_model(), FakeQuantization):
+    model = train(averaged, tmp_path).load_model()
+    for layer in of_kind(model, FakeQuantization):
         assert layer.limits[0] < layer.limits[1]
+        assert int(layer.steps) == 6  # not an average
 
 
 @pytest.mark.integration
@@ -203,12 +215,12 @@ def test_the_command_line(toy_run, run_cli, tmp_path):
     assert Classifier.load(run.path).labels == run.labels
     code, out, err = run_cli("evaluate", str(run.path), "--quantized", "10")
     assert code == 0, err
-    for row in ("float32", "dynamic", "int8, trained", "conv1_conv"):
+    for row in ("float32", "dynamic", "QAT int8", "conv1_conv"):
         assert row in out
     shutil.rmtree(source)  # the network that it began with
     code, _, err = run_cli("evaluate", str(run.path), "--quantized", "10")
     assert code == 1
-    assert "needs the network in floating point too" in err
+    assert "`quantized` must be 0 for a model of" in err
 
 
 @pytest.mark.parametrize(
@@ -220,6 +232,7 @@ def test_the_command_line(toy_run, run_cli, tmp_path):
         (["X", "--workdir", "X"], "`workdir` must be another folder"),
         (["X", "--form", "branches"], "`form` must be grouped"),
         (["X", "--weight-bits", "9"], "`weight_bits` must be 0 or 2 to 8"),
+        (["X", "--weight-bits", "0"], "`weight_bits` must be from 2 to 8"),
     ],
 )
 def test_mistakes(arguments, message, toy_run, run_cli):
@@ -229,9 +242,11 @@ def test_mistakes(arguments, message, toy_run, run_cli):
     assert message in err
 
 
-def test_more_mistakes(aware, tmp_path, run_cli):
+def test_more_mistakes(aware, toy_run, tmp_path, run_cli):
     with pytest.raises(ValueError, match="must be a run in floating point"):
         plan_qat(aware.path, tmp_path)
+    with pytest.raises(ValueError, match="`workdir` must be new or a run of"):
+        plan_qat(toy_run.path, shutil.copytree(toy_run.path, tmp_path / "y"))
     code, _, err = run_cli("finetune", "photos")
     assert code == 1
     assert "`workdir` must be given" in err

@@ -163,6 +163,22 @@ def test_a_filter_that_batch_norm_scales_by_zero(network):
     )
 
 
+def test_frozen_batch_norms_stay_frozen(network):
+    plain = keras.models.clone_model(network)
+    for layer in plain.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    aware = quantization_aware(plain)
+    layers = [x for x in aware.layers if isinstance(x, QuantizedConv2D)]
+    before = [layer.get_weights()[1:5] for layer in layers]
+    values = np.random.default_rng(0).normal(size=(8, 16, 16, 3))
+    aware(values.astype("float32"), training=True)
+    assert len(aware.trainable_variables) == len(plain.trainable_variables)
+    for layer, arrays in zip(layers, before, strict=True):
+        for got, want in zip(layer.get_weights()[1:5], arrays, strict=True):
+            np.testing.assert_array_equal(got, want, err_msg=layer.name)
+
+
 def test_statistics_move_as_in_batch_norm(network):
     """Those of the plain layers, but for the rounding of the kernel."""
     values = np.random.default_rng(0).normal(size=(8, 16, 16, 3))
@@ -335,7 +351,7 @@ def test_comparison(network, exported):
         network, images, classes, shades_of_grey(32, seed=2)[0], trained=model
     )
     assert [row.name for row in rows] == [
-        *("float32", "dynamic", "int8", "int8, trained"),
+        *("float32", "dynamic", "int8", "QAT int8"),
     ]
     scores = network(keras_resnext.preprocess_input(images)).numpy()
     plain = scores.argmax(-1)
@@ -449,14 +465,67 @@ def test_the_stem_for_photographs(tmp_path):
         artifact = exporter(
             aware, tmp_path / name, quantize="int8", images=images
         )
-        # Random weights tell images apart by little more than the rounding.
-        assert artifact.agreement.centred_correlation > 0.98
+        check_logits(aware, artifact, images)
     kinds = optimized_operators(tmp_path / "m.onnx", tmp_path)
     assert not {"Conv", "Pad", "Relu", "Add"} & kinds.keys()
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
     (pool,) = [node for node in nodes if node.op_type == "MaxPool"]
     (maker,) = [n for n in nodes if pool.input[0] in n.output]
     assert maker.op_type == "QLinearConv"  # it takes bytes
+
+
+@pytest.mark.parametrize("gamma", [0, 1e-8, 1e-5])
+def test_filters_of_tiny_weights_keep_their_bias(network, gamma, tmp_path):
+    model = keras.models.clone_model(network)
+    model.set_weights(network.get_weights())
+    norm = model.get_layer("conv2_block1_2_bn")
+    scales = norm.gamma.numpy()
+    scales[::2] *= gamma
+    norm.gamma.assign(scales)
+    images, _ = shades_of_grey(64)
+    pixels = keras_resnext.preprocess_input(images)
+    aware = quantization_aware(model, calibration=pixels)
+    for exporter, name in ((to_onnx, "m.onnx"), (to_tflite, "m.tflite")):
+        artifact = exporter(
+            aware, tmp_path / name, quantize="int8", images=images
+        )
+        check_logits(aware, artifact, images)
+
+
+def test_one_step_for_each_kernel(network, tmp_path):
+    images, _ = shades_of_grey(64)
+    aware = quantization_aware(
+        network,
+        per_channel=False,
+        calibration=keras_resnext.preprocess_input(images),
+    )
+    artifact = to_onnx(
+        aware, tmp_path / "m.onnx", quantize="int8", images=images
+    )
+    check_logits(aware, artifact, images)
+    with pytest.raises(ValueError, match="must have weights rounded by chan"):
+        to_tflite(aware, tmp_path / "m.tflite", quantize="int8")
+
+
+def test_what_is_always_zero(network, tmp_path):
+    model = keras.models.clone_model(network)
+    model.set_weights(network.get_weights())
+    norm = model.get_layer("conv2_block1_3_bn")
+    norm.gamma.assign(keras.ops.zeros_like(norm.gamma))
+    norm.beta.assign(keras.ops.zeros_like(norm.beta))
+    images, _ = shades_of_grey(64)
+    pixels = keras_resnext.preprocess_input(images)
+    aware = quantization_aware(model, calibration=pixels)
+    layer = aware.get_layer("conv2_block1_3_bn_fake_quant")
+    assert float(layer.maximum) == 0
+    for exporter, name in ((to_onnx, "m.onnx"), (to_tflite, "m.tflite")):
+        artifact = exporter(
+            aware, tmp_path / name, quantize="int8", images=images
+        )
+        check_logits(aware, artifact, images)
+    # What follows zeros is not held down by them.
+    layer(np.ones((1, 2), "float32"), training=True)
+    assert float(layer.maximum) == 1
 
 
 def test_only_int8_is_exported(exported, network, tmp_path):
@@ -500,6 +569,21 @@ def test_what_it_does_not_work_with(network):
     half = keras.Model(inputs, keras.layers.Dense(2, dtype="bfloat16")(inputs))
     with pytest.raises(ValueError, match="computes in bfloat16"):
         quantization_aware(half)
+    first = keras.Input((3, 16, 16))
+    second = keras.layers.Conv2D(4, 3, data_format="channels_first")(first)
+    with pytest.raises(ValueError, match="has channels_first"):
+        quantization_aware(keras.Model(first, second))
+    norm = keras.layers.BatchNormalization(gamma_regularizer="l2")(x)
+    with pytest.raises(ValueError, match="without gamma_regularizer"):
+        quantization_aware(keras.Model(inputs, norm))
+    with pytest.raises(ValueError, match="`calibration` must be given if"):
+        quantization_aware(network, observers=Observer(freeze_ranges_after=0))
+    with pytest.raises(ValueError, match="`trained` must come from"):
+        compare_roundings(network, *[np.zeros(1)] * 3, trained=network)
+    with pytest.raises(ValueError, match="`model` must not come from"):
+        compare_roundings(aware, *[np.zeros(1)] * 3)
+    with pytest.raises(ValueError, match="`classes` must be the 2 images'"):
+        compare_roundings(network, np.zeros(2), np.zeros((2, 5)), np.zeros(1))
     with pytest.raises(ValueError, match="`observers` must be an Observer"):
         quantization_aware(network, observers={"momentum": 0.9})
     with pytest.raises(ValueError, match="`momentum` must be at least 0"):

@@ -59,10 +59,10 @@ def evaluate(
         typer.Option(
             min=0,
             metavar="IMAGES",
-            help="Also compare what its TFLite files in eight bits make of "
-            "this many images of the split: dynamic range, int8 after "
-            "training and, of a run of `finetune --qat`, int8 in training. "
-            "Ranges come from 100 training images.",
+            help="Also compare its 8-bit TFLite files on this many images of "
+            "the split: dynamic range, int8 after training and, for a run of "
+            "`finetune --qat`, its own. Ranges of int8 after training come "
+            "from 100 training images.",
         ),
     ] = 0,
     at_least: Annotated[
@@ -98,6 +98,7 @@ def evaluate(
     classifier = Classifier.load(
         model, weights, preprocessing=read_preprocessing(preprocessing)
     )
+    plain = _float_network(model, classifier) if quantized else None
     result = evaluate(
         classifier,
         data,
@@ -120,7 +121,7 @@ def evaluate(
         result.report(report, title=f"{model} on {data.name}, {result.split}")
         console.print(f"Wrote {report / 'report.html'}.")
     if quantized:
-        _print_quantized(model, classifier, data, result.split, quantized)
+        _print_quantized(plain, classifier, data, result.split, quantized)
     if at_least is not None and result.accuracy < at_least:
         raise RuntimeError(
             f"The accuracy must be at least {at_least}; it is "
@@ -146,15 +147,13 @@ def _print_beside_published(record, dataset, result):
     console.print(rows)
 
 
-def _print_quantized(model, classifier, data, split, count):
+def _print_quantized(plain, classifier, data, split, count):
     """What eight bits cost, and in which layers."""
     from keras_resnext.export.comparison import compare_roundings
-    from keras_resnext.inspection import is_quantization_aware
     from keras_resnext.training.datasets import read_images
 
-    transform, plain, trained = classifier.require_transform(), classifier, None
-    if is_quantization_aware(classifier.model):
-        plain, trained = _float_network(model), classifier
+    transform = classifier.require_transform()
+    trained = None if classifier is plain else classifier
     images, classes = read_images(data, split, transform, count=count)
     calibration, _ = read_images(
         data, "train", transform, count=_CALIBRATION, shuffle_seed=0
@@ -178,9 +177,8 @@ def _print_quantized(model, classifier, data, split, count):
     layers = table(
         "layer",
         *(row.name for row in found[1:]),
-        title="Noise of rounding in each layer's outputs, with that of all "
-        "layers before it,\nas a share of the signal; sorted by the last "
-        "column",
+        title="Accumulated rounding noise of each layer's output, relative "
+        "to the signal",
     )
     errors = [
         {error.name: error.accumulated for error in row.layer_errors}
@@ -191,17 +189,19 @@ def _print_quantized(model, classifier, data, split, count):
     console.print(layers)
 
 
-def _float_network(model):
-    """The classifier that a run of quantisation-aware training began with."""
+def _float_network(model, classifier):
+    """The classifier in floating point: itself, or what its run began with."""
     from keras_resnext.classifier import Classifier
+    from keras_resnext.inspection import is_quantization_aware
     from keras_resnext.training import Run
 
-    run = Run(model) if Path(model).is_dir() else None
-    source = run and run.recipe.weights
+    if not is_quantization_aware(classifier.model):
+        return classifier
+    source = Run(model).recipe.weights if Path(model).is_dir() else ""
     if not source or not Run(source).finished:
         raise ValueError(
-            "`quantized` needs the network in floating point too; "
-            f"{model} began with {source or 'one that is not known'}, which "
-            "is not there."
+            "`quantized` must be 0 for a model of quantisation-aware training "
+            "unless it is a run, and the run that it began with is there; got "
+            f"{model}{source and f', which began with {source}'}."
         )
     return Classifier.load(source)

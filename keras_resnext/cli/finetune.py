@@ -67,7 +67,7 @@ def finetune(
     data_dir: DataDirOption = None,
     **fields: str,
 ):
-    """Train published weights on a data set of your own, or resume that.
+    """Train published weights on a data set of your own, or resume it.
 
     Batch, epochs, rates, augmentation and class weights adapt to the data;
     options replace what was chosen. With --qat, `keras-resnext finetune
@@ -75,7 +75,8 @@ def finetune(
     """
     if qat:
         _check_alone(weights, model)
-        workdir = workdir or Path(f"{Path(dataset)}-qat")
+        source = Path(dataset).resolve()
+        workdir = workdir or source.with_name(f"{source.name}-qat")
     elif workdir is None:
         raise ValueError("`workdir` must be given, unless there is --qat.")
     fields = {name: parse_field(name, text) for name, text in fields.items()}
@@ -85,7 +86,7 @@ def finetune(
     from keras_resnext.training import plan_qat
 
     if qat:
-        plan = plan_qat(dataset, workdir, **fields)
+        plan = plan_qat(dataset, workdir, data_dir=data_dir, **fields)
         data_dir = data_dir or Run(dataset).data_dir
     else:
         plan = plan_finetuning(

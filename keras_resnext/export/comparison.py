@@ -8,20 +8,22 @@ import keras
 import numpy as np
 
 from keras_resnext.classifier import Classifier
+from keras_resnext.classifier import as_classifier
 from keras_resnext.export.quantization import LayerError
 from keras_resnext.export.session import Session
 from keras_resnext.export.tflite import to_tflite
 from keras_resnext.export.verify import Limits
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.inspection import check_classifier
+from keras_resnext.inspection import is_quantization_aware
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """What became of a network in one precision.
+    """A network's accuracy and size in one precision.
 
     Args:
-        name: `"float32"`, `"dynamic"`, `"int8"` or `"int8, trained"`.
+        name: `"float32"`, `"dynamic"`, `"int8"` or `"QAT int8"`.
         accuracy: Share of the images that it classifies correctly.
         agreement: Share of the images with float32's top class.
         bytes: Size of its TFLite file; of float32, of its weights.
@@ -69,24 +71,34 @@ def compare_roundings(
     0.9504
     """
     require_runtime("tflite", "int8")
+    for argument, value, aware in (
+        ("model", model, False),
+        ("trained", trained, True),
+    ):
+        if value is not None:
+            _check_kind(argument, as_classifier(value).model, aware)
+    if np.shape(classes) != (len(images),):
+        raise ValueError(
+            f"`classes` must be the {len(images)} images' classes; got shape "
+            f"{np.shape(classes)}."
+        )
     plain = Session(model, images=images)
-    check_classifier(plain.model)
     files = [
         ("dynamic", plain, "dynamic", None),
         ("int8", plain, "int8", calibration),
     ]
     if trained is not None:
         session = Session(trained, images=images)
-        files.append(("int8, trained", session, "int8", None))
+        files.append(("QAT int8", session, "int8", None))
     (scores,) = plain.reference.outputs.values()
     expected = scores.argmax(axis=-1)
 
     def row(name, scores, size, errors=()):
-        found = scores.argmax(axis=-1)
+        predictions = scores.argmax(axis=-1)
         return Rounding(
             name=name,
-            accuracy=float(np.mean(found == classes)),
-            agreement=float(np.mean(found == expected)),
+            accuracy=float(np.mean(predictions == classes)),
+            agreement=float(np.mean(predictions == expected)),
             bytes=size,
             layer_errors=tuple(errors),
         )
@@ -103,3 +115,14 @@ def compare_roundings(
             )
             rows.append(row(name, file.scores, file.size, file.layer_errors))
     return rows
+
+
+def _check_kind(argument, model, aware):
+    """Refuse a plain network for a quantised one, and the reverse."""
+    check_classifier(model)
+    if is_quantization_aware(model) != aware:
+        kind = "come" if aware else "not come"
+        raise ValueError(
+            f"`{argument}` must {kind} from `quantization_aware`; got "
+            f"{model.name}."
+        )

@@ -13,6 +13,7 @@ from keras_resnext import private
 from keras_resnext.classifier import Classifier
 from keras_resnext.export.graph import IMAGE
 from keras_resnext.export.qdq import calibrate
+from keras_resnext.export.qdq import drop_unused
 from keras_resnext.export.qdq import quantize_weights
 from keras_resnext.export.session import Session
 from keras_resnext.export.session import staged_artifact
@@ -23,7 +24,6 @@ from keras_resnext.export.verify import check_limits
 from keras_resnext.export.verify import require_runtime
 from keras_resnext.export.verify import verify
 from keras_resnext.extras import first_line
-from keras_resnext.inspection import layers_of
 from keras_resnext.layers import use_conv_implementation
 from keras_resnext.quiet import quiet
 from keras_resnext.transforms import EvalTransform
@@ -150,7 +150,7 @@ def convert(session: Session, opset: int, data_format: str) -> bytes:
     proto = _optimized(_converted(session.graph, opset, data_format))
     _fold_padding(proto)
     if session.quantization_aware:
-        quantize_weights(proto, per_channel=_by_channel(session.model))
+        quantize_weights(proto, per_channel=session.per_channel)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     proto.graph.name = session.model.name
@@ -162,11 +162,6 @@ def convert(session: Session, opset: int, data_format: str) -> bytes:
             f"`model` must have operations that ONNX has; {first_line(error)}"
         ) from error
     return proto.SerializeToString()
-
-
-def _by_channel(model):
-    """Whether the weights were trained with a step for each filter."""
-    return all(getattr(x, "per_channel", True) for x in layers_of(model))
 
 
 def _properties(session, data_format):
@@ -250,10 +245,7 @@ def _fold_padding(proto):
                 _set_pads(readers[0], pads)
                 readers[0].input[0] = pad.input[0]
                 proto.graph.node.remove(pad)
-    used = {name for node in proto.graph.node for name in node.input}
-    for tensor in list(proto.graph.initializer):
-        if tensor.name not in used:
-            proto.graph.initializer.remove(tensor)
+    drop_unused(proto.graph)
 
 
 def _unrounded(makers, name):

@@ -88,7 +88,15 @@ def quantize_weights(proto, *, per_channel: bool) -> None:
     for node in list(proto.graph.node):
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             graph.quantize(node, per_channel)
-    graph.finish()
+    drop_unused(proto.graph)
+
+
+def drop_unused(graph) -> None:
+    """Remove the arrays of an `onnx.GraphProto` that no operator reads."""
+    used = {name for node in graph.node for name in node.input}
+    for tensor in list(graph.initializer):
+        if tensor.name not in used:
+            graph.initializer.remove(tensor)
 
 
 class _Graph:
@@ -172,13 +180,6 @@ class _Graph:
         position = list(self._graph.node).index(node)
         self._graph.node.insert(position, new)
         node.input[index] = name
-
-    def finish(self):
-        """Remove the arrays that nothing reads any more."""
-        used = {name for node in self._graph.node for name in node.input}
-        for tensor in list(self._graph.initializer):
-            if tensor.name not in used:
-                self._graph.initializer.remove(tensor)
 
     def _array(self, name):
         import onnx

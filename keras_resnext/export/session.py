@@ -122,6 +122,13 @@ class Session:
         """The folded network behind its preprocessing."""
         return ExportGraph(self.model, self.preprocessing)
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether each filter of a quantised network has its own step."""
+        return all(
+            getattr(x, "per_channel", True) for x in layers_of(self.model)
+        )
+
     @functools.cached_property
     def unrounded(self) -> "Session":
         """A session of a `quantization_aware` model in floating point."""

@@ -128,6 +128,12 @@ def to_tflite(
         quantize, calibration, QUANTIZATIONS
     )
     _check_exclude(exclude, quantize, session)
+    if not session.per_channel:
+        raise ValueError(
+            "`model` must have weights rounded by channel, as TensorFlow's "
+            f"converter does it; {session.model.name} was trained with "
+            "`per_channel` false, which ONNX takes."
+        )
     input_dtype = _check_input_dtype(session, input_dtype, quantize)
     limits = check_limits(limits, quantize)
     with staged_artifact(path, "tflite", overwrite=overwrite) as new:

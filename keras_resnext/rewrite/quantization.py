@@ -61,8 +61,8 @@ def quantization_aware(
     Args:
         model: A functional or sequential `keras.Model` in float32, in the
             grouped form.
-        per_channel: Whether each filter's weights have a step of their own.
-            Defaults to `True`.
+        per_channel: Whether each filter's weights have a step of their own;
+            without, only ONNX files can be written. Defaults to `True`.
         weight_bits: 2 to 8. Fewer than 8 are for experiments: no runtime
             takes them. Defaults to 8.
         activation_bits: 2 to 8. Defaults to 8.

@@ -77,20 +77,25 @@ def _build(recipe, classes, size, **options):
     return quantization_aware(model, weight_bits=recipe.weight_bits)
 
 
-def set_observers(model: keras.Model, recipe: Recipe, total_steps: int) -> None:
+def set_observers(
+    model: keras.Model, recipe: Recipe, steps_per_epoch: int
+) -> None:
     """Say when statistics and ranges of a quantised network are frozen.
 
-    Statistics come first, so that the ranges settle on what is exported.
+    Statistics come first, so that the ranges settle on what is exported. They
+    stay frozen in a run that is extended.
 
     Args:
         model: The network of `build_model`; a plain one stays as it is.
         recipe: A `Recipe`.
-        total_steps: Training steps of the whole run.
+        steps_per_epoch: Training steps in an epoch.
     """
-    statistics = 0 if recipe.freeze_batch_norm else total_steps // 2
+    epochs = recipe.extended_from or recipe.epochs
+    # Layers count the parts of a batch.
+    calls = epochs * steps_per_epoch * recipe.gradient_accumulation_steps
     observer = Observer(
-        freeze_statistics_after=statistics,
-        freeze_ranges_after=max(1, 3 * total_steps // 4),
+        freeze_statistics_after=0 if recipe.freeze_batch_norm else calls // 2,
+        freeze_ranges_after=max(1, 3 * calls // 4),
     )
     for layer in model.layers:
         if isinstance(layer, (FakeQuantization, QuantizedConv2D)):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.finetuning import FinetunePlan
 from keras_resnext.training.finetuning import check_fields
 from keras_resnext.training.finetuning import start_from_run
@@ -34,6 +35,8 @@ _PLAIN = {
 def plan_qat(
     source: str | os.PathLike[str],
     workdir: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
     **fields: Any,
 ) -> FinetunePlan:
     """Choose a recipe that trains a run's network to round as int8 files do.
@@ -45,6 +48,8 @@ def plan_qat(
     Args:
         source: Folder of a finished run, trained in floating point.
         workdir: Folder of the new run; nothing is written.
+        data_dir: Where TFDS keeps its data sets. Defaults to `None`: where it
+            was for `source`.
         **fields: Fields of the `Recipe`; the others adapt to them.
 
     Returns:
@@ -78,15 +83,20 @@ def plan_qat(
         raise ValueError(
             f"`workdir` must be another folder than `source`, {before.path}."
         )
+    if fields.get("weight_bits") == 0:
+        raise ValueError("`weight_bits` must be from 2 to 8; got 0.")
     start, about = start_from_run(before, None)
     if run.started:
+        if not run.recipe.weight_bits:
+            raise ValueError(
+                "`workdir` must be new or a run of quantisation-aware "
+                f"training; {run.path} was trained in floating point."
+            )
         given = {"weights": start["weights"], **fields}
         recipe = dataclasses.replace(run.recipe, **given)
         run.check(recipe)
         return FinetunePlan(recipe, (f"Resuming {run.path} with its recipe.",))
-    data = before.open_dataset()
-    data.prepare()
-    before.check_data(data)
+    _check_data(before, data_dir)
     recipe = before.recipe
     epochs = fields.get("epochs") or max(2, round(EPOCHS * recipe.epochs))
     recipe = dataclasses.replace(
@@ -114,3 +124,22 @@ def plan_qat(
             "of activations after three quarters.",
         ),
     )
+
+
+def _check_data(before, data_dir):
+    """Refuse data that has changed, or that would be split in another way."""
+    data = before.open_dataset(data_dir=data_dir)
+    data.prepare()
+    before.check_data(data)
+    anew = open_dataset(
+        before.recipe.dataset,
+        data_dir or before.data_dir,
+        val_fraction=before.recipe.val_fraction,
+    )
+    anew.prepare()
+    difference = data.fingerprint.difference(anew.fingerprint)
+    if difference:
+        raise ValueError(
+            f"`source` must have the validation split that {data.name} gets by "
+            f"itself, because training makes it anew; {difference}."
+        )

@@ -176,7 +176,8 @@ class Recipe:
         weight_bits: Bits of the weights in quantisation-aware training, see
             `quantization_aware`: 8 for an int8 file, 2 to 7 to experiment; 0
             to train in floating point. Batch-norm statistics are frozen after
-            half of all steps, the ranges of activations after three quarters.
+            half of all steps, the ranges of activations after three quarters;
+            both stay frozen in a run that is extended.
         seed: Seed of initial weights, order and augmentation.
         extended_from: Epoch after which a finished run was extended, see
             `extended`; 0 for a run that was not.

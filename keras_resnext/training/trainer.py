@@ -339,7 +339,7 @@ class _Training:
         )
         self.steps_per_epoch = data.num_examples("train") // recipe.batch_size
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        set_observers(model, recipe, self.total_steps)
+        set_observers(model, recipe, self.steps_per_epoch)
         self.phase = None
         self.phases = self._make_phases()
         self._restore()
@@ -351,6 +351,7 @@ class _Training:
             strategy, model, self.average
         )
         self.final_model = build_final_model(recipe, len(data.labels))
+        set_observers(self.final_model, recipe, self.steps_per_epoch)
 
     def _make_phases(self):
         """The head alone, if the recipe says so, then the whole network."""
