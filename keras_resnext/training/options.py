@@ -34,7 +34,7 @@ class TrainOptions:
 
     Example:
 
-    >>> train(recipe, "runs/x", TrainOptions(save_every_steps=500, keep=5))
+    >>> train(recipe, "runs/new", TrainOptions(save_every_steps=500, keep=5))
     """
 
     strategy: str | tf.distribute.Strategy = "auto"

@@ -128,8 +128,9 @@ def train(
 
     Example:
 
-    >>> run = train(Recipe(epochs=30), "runs/digits")
-    >>> run.load_model().predict(images)
+    >>> run = train(Recipe(epochs=3, image_size=8), "runs/new")
+    >>> run.load_model().name, run.history[-1]["epoch"]
+    ('resnext11_8x4d', 3)
     """
     options = dataclasses.replace(options or TrainOptions(), **overrides)
     run = Run(workdir)
