@@ -28,7 +28,7 @@ class Complexity:
 
     >>> cost = count_complexity(keras_resnext.ResNeXt50(weights=None))
     >>> cost
-    Complexity(params=25028904, multiply_adds=4230479872, activations=14388200)
+    Complexity(params=25028904, multiply_adds=4230479872, activations=14400512)
     >>> cost.by_layer["conv1_conv"].multiply_adds
     118013952
     """

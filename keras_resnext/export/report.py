@@ -321,7 +321,6 @@ def export_files(
 
     >>> plan = plan_files("export", ["tflite"], [None, "dynamic"])
     >>> export_files(model, plan).files[1].latency_ms
-    41.3
     """
     session = Session.of(model, preprocessing, labels, transform, images)
     if any(quantize == "int8" for _, quantize in plan.files):

@@ -45,7 +45,7 @@ class ImageData:
 
     >>> data = open_dataset("photos")
     >>> data.labels, data.val_split, data.num_examples("train")
-    (['flower', 'temple'], 'val', 16)
+    (['flower', 'temple'], 'validation', 16)
     """
 
     name: str

@@ -175,7 +175,9 @@ class Run:
 
         Example:
 
-        >>> train(run.extended(run.recipe.epochs + 2), run.path)
+        >>> recipe = run.extended(20)  # then: train(recipe, run.path)
+        >>> recipe.epochs
+        20
         """
         recipe = self.recipe
         if not self.finished:
