@@ -70,9 +70,10 @@ class Prediction:
 
     Example:
 
-    >>> prediction = classifier.predict("photo.jpg")[0]
+    >>> prediction = Prediction("pond.jpg", np.array([0.75, 0.25]),
+    ...                         labels=["tench", "eel"])
     >>> prediction.label, prediction.top(2)
-    ('tench', [('tench', 0.93), ('eel', 0.02)])
+    ('tench', [('tench', 0.75), ('eel', 0.25)])
     """
 
     name: str
@@ -134,8 +135,9 @@ class Classifier:
     Example:
 
     >>> classifier = Classifier.load("resnext50", weights="imagenet")
-    >>> classifier.predict("photo.jpg")[0].label
-    'tench'
+    >>> classifier.predict("photo.jpg")[0].top(3)
+    >>> classifier.labels[:2], classifier.transform.image_size
+    (['tench', 'goldfish'], 224)
     """
 
     model: keras.Model

@@ -23,6 +23,14 @@ class Complexity:
         by_layer: A `Complexity` for each layer with weights, by name, in the
             model's order; layers of nested models are named
             `"<model>/<layer>"`.
+
+    Example:
+
+    >>> cost = count_complexity(keras_resnext.ResNeXt50(weights=None))
+    >>> cost
+    Complexity(params=25028904, multiply_adds=4230479872, activations=14400512)
+    >>> cost.by_layer["conv1_conv"].multiply_adds
+    118013952
     """
 
     params: int

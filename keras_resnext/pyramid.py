@@ -100,7 +100,9 @@ def feature_pyramid(model: keras.Model) -> FeaturePyramid:
 
     KerasHub's converter does what `keras_resnext.preprocess_input` does:
 
-    >>> mean, std = np.array(imagenet.MEAN), np.array(imagenet.STD)
+    >>> import keras_hub
+    >>> from keras_resnext.imagenet import MEAN, STD
+    >>> mean, std = np.array(MEAN), np.array(STD)
     >>> converter = keras_hub.layers.RetinaNetImageConverter(
     ...     scale=list(1 / (255 * std)), offset=list(-mean / std)
     ... )

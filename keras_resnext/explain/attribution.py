@@ -112,8 +112,9 @@ def integrated_gradients(
 
     Example:
 
-    >>> integrated_gradients(classifier, "photo.jpg").shape
-    (224, 224, 3)
+    >>> classifier = Classifier.load("resnext29_8x4d_f64", "fashion_mnist")
+    >>> integrated_gradients(classifier, "photo.jpg", steps=8).shape
+    (28, 28, 3)
 
     Reference:
         Sundararajan et al., arXiv 1703.01365, section 3.

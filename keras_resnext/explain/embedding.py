@@ -43,8 +43,9 @@ def embed(
     Example:
 
     >>> vectors = embed(classifier, "photos/")
-    >>> nearest_neighbors(vectors, vectors[:1], count=3)[0]
-    array([[ 0, 17,  4]])
+    >>> indices, similarities = nearest_neighbors(vectors, vectors[:1], 3)
+    >>> indices.shape, int(indices[0, 0])
+    ((1, 3), 0)
     """
     if not is_index(batch_size) or batch_size < 1:
         raise ValueError(
@@ -132,7 +133,9 @@ def nearest_neighbors(
 
     Example:
 
-    >>> indices, similarities = nearest_neighbors(vectors, queries)
+    >>> vectors = np.array([[1, 0], [3, 4], [0, 1]])
+    >>> nearest_neighbors(vectors, [[0, 2]], count=2)
+    (array([[2, 1]]), array([[1. , 0.8]], dtype=float32))
     """
     require("sklearn", extra="train", purpose="Looking for neighbours")
     from sklearn.neighbors import NearestNeighbors

@@ -38,6 +38,7 @@ def overlay(
     Example:
 
     >>> pixels = classifier.transform.pixels("photo.jpg")
+    >>> heat = keras_resnext.explain.grad_cam(classifier, "photo.jpg")
     >>> Image.fromarray(overlay(pixels, heat)).save("heat.png")
     """
     require("matplotlib", extra="train", purpose="The overlay")

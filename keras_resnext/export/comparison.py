@@ -28,6 +28,14 @@ class Rounding:
         agreement: Share of the images with float32's top class.
         bytes: Size of its TFLite file; of float32, of its weights.
         layer_errors: See `Artifact`; none of float32.
+
+    Example:
+
+    >>> for rounding in compare_roundings(model, images, classes, photos):
+    ...     print(rounding.name, rounding.agreement)
+    float32 1.0
+    dynamic ...
+    int8 ...
     """
 
     name: str
@@ -67,8 +75,10 @@ def compare_roundings(
 
     Example:
 
-    >>> compare_roundings(model, images, classes, photos)[2].accuracy
-    0.9504
+    >>> rows = compare_roundings(model, images, classes, photos)
+    >>> [row.name for row in rows]
+    ['float32', 'dynamic', 'int8']
+    >>> rows[2].accuracy
     """
     require_runtime("tflite", "int8")
     for argument, value, aware in (

@@ -114,7 +114,7 @@ def to_onnx(
 
     Example:
 
-    >>> to_onnx(model, "resnext50.onnx").agreement.top1_agreement
+    >>> to_onnx(model, "model.onnx").agreement.top1_agreement
     1.0
     """
     require_runtime("onnx")

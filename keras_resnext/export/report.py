@@ -73,6 +73,12 @@ class Plan:
         max_pixels: Most pixels of a file for a SavedModel's `image_bytes`.
         threads: Threads for measuring.
         overwrite: Whether to replace existing files.
+
+    Example:
+
+    >>> plan = plan_files("export", ["tflite"], ["int8"])
+    >>> plan.limits["int8"].centred_correlation
+    0.8
     """
 
     folder: pathlib.Path
@@ -161,6 +167,12 @@ class Report:
         keras_accuracy: Share of the images that Keras classifies correctly;
             `None` if their classes are not known.
         files: A `FileReport` for each file.
+
+    Example:
+
+    >>> report = export_files(model, plan_files("export", ["onnx"]))
+    >>> report.files[0].passed, report.files[0].agreement.top1_agreement
+    (True, 1.0)
     """
 
     model: str
@@ -309,7 +321,6 @@ def export_files(
 
     >>> plan = plan_files("export", ["tflite"], [None, "dynamic"])
     >>> export_files(model, plan).files[1].latency_ms
-    41.3
     """
     session = Session.of(model, preprocessing, labels, transform, images)
     if any(quantize == "int8" for _, quantize in plan.files):

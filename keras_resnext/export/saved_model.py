@@ -107,9 +107,11 @@ def to_saved_model(
 
     Example:
 
-    >>> to_saved_model(model, "resnext50", labels=imagenet.labels())
-    >>> serve = tf.saved_model.load("resnext50").signatures["image_bytes"]
-    >>> serve(image_bytes=tf.constant([open("cat.jpg", "rb").read()]))
+    >>> to_saved_model(model, "saved_model", labels=names)
+    >>> serve = tf.saved_model.load("saved_model").signatures["image_bytes"]
+    >>> photo = pathlib.Path("photo.jpg").read_bytes()
+    >>> serve(image_bytes=tf.constant([photo]))["probabilities"].shape
+    TensorShape([1, 10])
     """
     session = Session.of(model, preprocessing, labels, transform, images)
     session.check_not_rounded()

@@ -119,8 +119,11 @@ def to_tflite(
 
     Example:
 
-    >>> to_tflite(model, "resnext50.tflite", labels=names).size
-    >>> to_tflite(model, "small.tflite", quantize="int8", calibration=photos)
+    >>> file = to_tflite(model, "model.tflite", labels=names)
+    >>> small = to_tflite(model, "small.tflite", quantize="int8",
+    ...                   calibration=photos)
+    >>> small.size < file.size / 2
+    True
     """
     require_runtime("tflite", quantize)
     session = Session.of(model, preprocessing, labels, transform, images)

@@ -181,7 +181,7 @@ class Artifact:
     >>> artifact = to_onnx(model, "model.onnx")
     >>> run = artifact.open()
     >>> run(pixels)["probabilities"].shape
-    (8, 1000)
+    (8, 10)
     """
 
     path: pathlib.Path

@@ -65,8 +65,10 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
 
     Example:
 
-    >>> explicit = convert_form(keras_resnext.ResNeXt50(weights=None),
-    ...                         "branches")
+    >>> small = keras_resnext.ResNeXt((1, 1, 1), 8, 4, stem="cifar")
+    >>> explicit = convert_form(small, "branches")
+    >>> explicit.count_params() == small.count_params()
+    True
 
     Reference:
         arXiv 1611.05431, section 3.3 and Fig. 3.

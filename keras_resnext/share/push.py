@@ -97,8 +97,8 @@ def push_to_hub(
     >>> classifier = keras_resnext.Classifier.load("runs/mine")
     >>> evaluation = keras_resnext.training.evaluate(classifier, "photos/")
     >>> push_to_hub(classifier, "user/birds", evaluation=evaluation,
-    ...             license="apache-2.0", exports="runs/mine/export")
-    'https://huggingface.co/user/birds/commit/0123456789abcdef'
+    ...             license="apache-2.0")
+    'http.../user/birds/commit/...'
 
     Reference:
         The `model-index` of model cards:

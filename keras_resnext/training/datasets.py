@@ -40,6 +40,12 @@ class ImageData:
         folder: The `ImageFolder`. Defaults to `None`, for TFDS.
         val_fraction: Part of the training split that is the split `held_out`
             instead; of TFDS only. Defaults to 0.
+
+    Example:
+
+    >>> data = open_dataset("photos")
+    >>> data.labels, data.val_split, data.num_examples("train")
+    (['flower', 'temple'], 'validation', 16)
     """
 
     name: str
@@ -155,7 +161,7 @@ class ImageData:
         Example:
 
         >>> open_dataset("photos").class_counts("train")
-        {'cat': 80, 'dog': 123}
+        {'flower': 8, 'temple': 8}
         """
         self.num_examples(split)  # refuses unknown splits
         if self.is_folder:

@@ -52,8 +52,12 @@ class Evaluation:
 
     Example:
 
-    >>> evaluate(model, "digits").accuracy
-    0.9888888888888889
+    >>> evaluation = Evaluation(
+    ...     split="test", loss=0.9, labels=np.array([0, 1]),
+    ...     probabilities=np.array([[0.7, 0.3], [0.6, 0.4]]),
+    ...     class_names=["cat", "dog"], image_names=["a.jpg", "b.jpg"])
+    >>> evaluation.accuracy, evaluation.predictions
+    (0.5, array([0, 0]))
     """
 
     split: str
@@ -130,6 +134,7 @@ class Evaluation:
 
         Example:
 
+        >>> result = evaluate(Classifier.load("runs/digits"), "digits")
         >>> mistakes = np.flatnonzero(result.labels != result.predictions)
         >>> result.images(mistakes[:5]).shape
         (5, 8, 8, 3)
@@ -187,9 +192,10 @@ class Evaluation:
 
         Example:
 
-        >>> numbers = evaluate(model, "digits").report("report")
+        >>> result = evaluate(Classifier.load("runs/digits"), "digits")
+        >>> numbers = result.report("report")
         >>> numbers["accuracy"]["interval"]
-        [0.9718, 0.9957]
+        [0..., 0...]
         """
         from keras_resnext.training.report import write_report
 

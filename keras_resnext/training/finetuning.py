@@ -35,7 +35,7 @@ class FinetunePlan:
 
     Example:
 
-    >>> plan = plan_finetuning("photos/", "runs/mine")
+    >>> plan = plan_finetuning("photos/", "runs/new")
     >>> plan.recipe.save("mine.json")  # to edit, and to use with `train`
     """
 
@@ -81,9 +81,9 @@ def finetune(
 
     Example:
 
-    >>> run = finetune("photos/", "runs/mine", epochs=10)
-    >>> Classifier.load("runs/mine").predict("new.jpg")[0].label
-    'tabby'
+    >>> run = finetune("photos/", "runs/new", epochs=10)
+    >>> classifier = keras_resnext.Classifier.load("runs/new")
+    >>> classifier.predict("photo.jpg")[0].label
     """
     callbacks = {
         name: arguments.pop(name)
@@ -143,8 +143,9 @@ def plan_finetuning(
 
     Example:
 
-    >>> plan_finetuning("photos/", "runs/mine", flip=False).recipe.epochs
-    24
+    >>> plan = plan_finetuning("photos/", "runs/new", flip=False)
+    >>> plan.recipe.epochs, plan.recipe.batch_size
+    (40, 8)
     """
     run = Run(workdir)
     check_fields(fields)

@@ -34,7 +34,8 @@ class TrainOptions:
 
     Example:
 
-    >>> train(recipe, "runs/x", TrainOptions(save_every_steps=500, keep=5))
+    >>> options = TrainOptions(save_every_steps=500, keep=5)
+    >>> run = train(recipe, "runs/x", options)
     """
 
     strategy: str | tf.distribute.Strategy = "auto"

@@ -62,7 +62,10 @@ def plan_qat(
     Example:
 
     >>> plan = plan_qat("runs/x", "runs/x-qat")
-    >>> train(plan.recipe, "runs/x-qat")
+    >>> plan.recipe.weight_bits, plan.recipe.epochs
+    (8, 2)
+
+    and then `train(plan.recipe, "runs/x-qat")`.
 
     Reference:
         Wu et al., arXiv 2004.09602, section 5.

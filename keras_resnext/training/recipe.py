@@ -400,7 +400,8 @@ class Recipe:
 
         Example:
 
-        >>> train(run.recipe.extended(20, done=10), run.path)
+        >>> Recipe(epochs=10).extended(20, done=10).epochs
+        20
         """
         if epochs <= done:
             raise ValueError(
@@ -449,8 +450,8 @@ class Recipe:
 
         Example:
 
-        >>> Recipe.load("runs/digits/recipe.json").epochs
-        10
+        >>> Recipe.load("runs/digits/recipe.json").dataset
+        'digits'
         """
         try:
             fields = json.loads(pathlib.Path(path).read_bytes())

@@ -62,8 +62,8 @@ class Run:
     Example:
 
     >>> run = Run("runs/digits")
-    >>> run.labels[:2], run.history[-1]["epoch"]
-    (['0', '1'], 10)
+    >>> run.labels[:2], run.history[-1]["learning_rate"]
+    (['0', '1'], 0.0)
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -175,7 +175,9 @@ class Run:
 
         Example:
 
-        >>> train(run.extended(20), run.path)
+        >>> recipe = run.extended(20)  # then: train(recipe, run.path)
+        >>> recipe.epochs
+        20
         """
         recipe = self.recipe
         if not self.finished:

@@ -128,8 +128,11 @@ def train(
 
     Example:
 
-    >>> run = train(Recipe(epochs=30), "runs/digits")
-    >>> run.load_model().predict(images)
+    >>> recipe = Recipe(model="resnext11_1x4d", image_size=8, batch_size=128,
+    ...                 epochs=3)
+    >>> run = train(recipe, "runs/new")
+    >>> run.load_model().name, run.history[-1]["epoch"]
+    ('resnext11_1x4d', 3)
     """
     options = dataclasses.replace(options or TrainOptions(), **overrides)
     run = Run(workdir)

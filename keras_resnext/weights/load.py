@@ -302,6 +302,7 @@ def load_weights(
 
     Example:
 
+    >>> model = keras_resnext.ResNeXt50(weights=None)
     >>> keras_resnext.load_weights(model, "tv2_in1k")
     """
     ours = [

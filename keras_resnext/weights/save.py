@@ -36,6 +36,8 @@ def export_weights(
 
     Example:
 
+    >>> import timm
+    >>> model = keras_resnext.ResNeXt50(weights=None)
     >>> keras_resnext.export_weights(model, "mine.safetensors")
     >>> timm.create_model("resnext50_32x4d",
     ...                   checkpoint_path="mine.safetensors")
