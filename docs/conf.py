@@ -51,6 +51,7 @@ nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_render_markdown_format = "gfm"  # outputs have tables
 
 # Docstrings write `names` as Markdown does.
 default_role = "code"

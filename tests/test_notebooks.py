@@ -8,8 +8,12 @@ import nbclient
 import nbformat
 import pytest
 
+import keras_resnext
+
 pytestmark = pytest.mark.integration
 
+# Where `make fashion` puts it; conftest.py gives the tests another folder.
+FASHION = pathlib.Path("~/tensorflow_datasets/fashion_mnist").expanduser()
 NOTEBOOKS = sorted(
     (pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")
 )
@@ -51,6 +55,15 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def execute(path):
+        if "fashion_mnist" in path.read_text():
+            if not FASHION.exists():
+                pytest.skip(
+                    "Fashion-MNIST is not prepared; `make fashion` does."
+                )
+            link = pathlib.Path(data, FASHION.name)
+            link.parent.mkdir(exist_ok=True)
+            if not link.exists():
+                link.symlink_to(FASHION)
         # A cell that raises ends in a CellExecutionError here.
         return nbclient.NotebookClient(
             nbformat.read(path, as_version=4),
@@ -83,8 +96,7 @@ def test_runs(path, execute):
     notebook = execute(path)
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
-    if path.stem == "01_quickstart":
-        check_quickstart(notebook)
+    CHECKS[path.stem](notebook)
 
 
 def check_quickstart(notebook):
@@ -97,3 +109,53 @@ def check_quickstart(notebook):
     assert text.count("top-1 agreement 100.00%") == 2
     # Learning curves, and the digits.
     assert len(pictures(notebook)) == 2
+
+
+def check_out_of_python(notebook):
+    text = printed(notebook)
+    # Right files agree and get smaller; the wrong one was refused.
+    assert text.count("same class 100.00%") >= 4
+    assert re.search(r"^\./wrong\.tflite was not written: ", text, re.M)
+    sizes = [
+        float(re.search(rf"^tflite {name} +([\d.]+) MB, logit", text, re.M)[1])
+        for name in ("", "dynamic", "int8")
+    ]
+    assert max(sizes[1:]) < 0.4 * sizes[0]
+    # Eight bits of one layer, by hand, by LiteRT, and by the rule.
+    found = re.findall(r"(?:weights|by hand|by the rule) (0\.\d+)%", text)
+    rounded, rule, *both = map(float, found)
+    assert both == [rounded, rounded]
+    assert abs(rounded / rule - 1) < 0.02
+    assert "imported of TensorFlow and Keras: []" in text
+    # Phone, page and server.
+    assert re.search(r"^ankle-boot.png\n +Ankle boot +0\.9", text, re.M)
+    assert re.search(r"^golden pictures: .* off", text, re.M)
+    assert "(28, 28, 3) -> Ankle boot, 0.9" in text
+    # Logits, errors of layers, pictures with both answers, and the report.
+    assert len(pictures(notebook)) == 4
+
+
+def check_share(notebook):
+    text = printed(notebook)
+    record = keras_resnext.get_weights("resnext29_8x4d_f64", "fashion_mnist")
+    (accuracy,) = re.findall(r"^test: accuracy ([\d.]+),", text, re.M)
+    assert abs(100 * float(accuracy) - record.top1) < 0.05
+    assert f"value: {accuracy}\n      name: Top-1 accuracy" in text
+    assert f"license: {record.license}\n" in text
+    assert f"{record.parameters:,} trained values" in text
+    assert "no paths in 10 files" in text
+    assert re.search(r"^this package: .* at most\nplain Keras: ", text, re.M)
+    assert "`license` must be None or apache-2.0" in text
+    licenses = [weights.license for weights in keras_resnext.list_weights()]
+    for name in set(licenses):
+        count = licenses.count(name)
+        assert re.search(rf"^{name} +{count} files", text, re.M)
+    # Classes, and photographs.
+    assert len(pictures(notebook)) == 2
+
+
+CHECKS = {
+    "01_quickstart": check_quickstart,
+    "08_out_of_python": check_out_of_python,
+    "09_share": check_share,
+}
