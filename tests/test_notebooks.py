@@ -4,12 +4,17 @@ import os
 import pathlib
 import re
 
+import jupytext
 import nbclient
 import nbformat
 import pytest
 
+import keras_resnext
+
 pytestmark = pytest.mark.integration
 
+# Where `make fashion` puts it; conftest.py gives the tests another folder.
+FASHION = pathlib.Path("~/tensorflow_datasets/fashion_mnist").expanduser()
 NOTEBOOKS = sorted(
     (pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb")
 )
@@ -51,6 +56,15 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def execute(path):
+        if "fashion_mnist" in path.read_text():
+            if not FASHION.exists():
+                pytest.skip(
+                    "Fashion-MNIST is not prepared; `make fashion` does."
+                )
+            link = pathlib.Path(data, FASHION.name)
+            link.parent.mkdir(exist_ok=True)
+            if not link.exists():
+                link.symlink_to(FASHION)
         # A cell that raises ends in a CellExecutionError here.
         return nbclient.NotebookClient(
             nbformat.read(path, as_version=4),
@@ -77,14 +91,22 @@ def test_stored_without_outputs(path):
         assert cell.execution_count is None
 
 
+@each_notebook
+def test_text_and_notebook_have_equal_cells(path):
+    text, notebook = (
+        [(cell.cell_type, cell.source) for cell in jupytext.read(file).cells]
+        for file in (path.with_suffix(".py"), path)
+    )
+    assert text == notebook
+
+
 @pytest.mark.slow
 @each_notebook
 def test_runs(path, execute):
     notebook = execute(path)
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
-    if path.stem == "01_quickstart":
-        check_quickstart(notebook)
+    CHECKS[path.stem](notebook)
 
 
 def check_quickstart(notebook):
@@ -97,3 +119,50 @@ def check_quickstart(notebook):
     assert text.count("top-1 agreement 100.00%") == 2
     # Learning curves, and the digits.
     assert len(pictures(notebook)) == 2
+
+
+def check_finetuning(notebook):
+    text = printed(notebook)
+    assert "check: no problems" in text
+    # Which weights are trained, counted by hand: 256 features, 7 classes.
+    assert f"frozen until conv4: {256 * 7 + 7:,} weights trained" in text
+    # A learning rate of zero leaves clothes alone only with frozen batch norm.
+    own, adapting, frozen = (
+        float(re.search(rf"^{re.escape(line)}: ([\d.]+)$", text, re.M)[1])
+        for line in (
+            "clothes, before",
+            "clothes, after epochs at rate 0, batch norm adapts",
+            "clothes, after epochs at rate 0, batch norm frozen",
+        )
+    )
+    assert adapting < own == frozen
+    transfer, scratch = (
+        [float(value) for value in values.split(", ")]
+        for values in re.findall(r": test accuracy ([\d., ]+); mean", text)
+    )
+    assert len(transfer) == len(scratch) == 6
+    assert sum(transfer) > sum(scratch)
+    # Areas, squares, pairs of runs, and the confusion matrix.
+    assert len(pictures(notebook)) == 4
+
+
+def check_looking_inside(notebook):
+    text = printed(notebook)
+    record = keras_resnext.get_weights("resnext29_8x4d_f64", "fashion_mnist")
+    (accuracy,) = re.findall(r"^accuracy: ([\d.]+) on 10000", text, re.M)
+    assert abs(100 * float(accuracy) - record.top1) < 0.05
+    by_embedding, by_pixels = re.findall(
+        r"^neighbour of the same class, by \w+: ([\d.]+)", text, re.M
+    )
+    assert float(by_embedding) > float(by_pixels)
+    before, after = re.findall(r"calibration error (0\.\d+)$", text, re.M)
+    assert float(after) < float(before)
+    # Grad-CAM twice, baselines, neighbours, the map, and reliability.
+    assert len(pictures(notebook)) == 6
+
+
+CHECKS = {
+    "01_quickstart": check_quickstart,
+    "03_finetuning": check_finetuning,
+    "05_looking_inside": check_looking_inside,
+}
