@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 
+import jupytext
 import nbclient
 import nbformat
 import pytest
@@ -90,6 +91,15 @@ def test_stored_without_outputs(path):
         assert cell.execution_count is None
 
 
+@each_notebook
+def test_text_and_notebook_have_equal_cells(path):
+    text, notebook = (
+        [(cell.cell_type, cell.source) for cell in jupytext.read(file).cells]
+        for file in (path.with_suffix(".py"), path)
+    )
+    assert text == notebook
+
+
 @pytest.mark.slow
 @each_notebook
 def test_runs(path, execute):
@@ -154,8 +164,50 @@ def check_share(notebook):
     assert len(pictures(notebook)) == 2
 
 
+def check_finetuning(notebook):
+    text = printed(notebook)
+    assert "check: no problems" in text
+    # Which weights are trained, counted by hand: 256 features, 7 classes.
+    assert f"frozen until conv4: {256 * 7 + 7:,} weights trained" in text
+    # A learning rate of zero leaves clothes alone only with frozen batch norm.
+    own, adapting, frozen = (
+        float(re.search(rf"^{re.escape(line)}: ([\d.]+)$", text, re.M)[1])
+        for line in (
+            "clothes, before",
+            "clothes, after epochs at rate 0, batch norm adapts",
+            "clothes, after epochs at rate 0, batch norm frozen",
+        )
+    )
+    assert adapting < own == frozen
+    transfer, scratch = (
+        [float(value) for value in values.split(", ")]
+        for values in re.findall(r": test accuracy ([\d., ]+); mean", text)
+    )
+    assert len(transfer) == len(scratch) == 6
+    assert sum(transfer) > sum(scratch)
+    # Areas, squares, pairs of runs, and the confusion matrix.
+    assert len(pictures(notebook)) == 4
+
+
+def check_looking_inside(notebook):
+    text = printed(notebook)
+    record = keras_resnext.get_weights("resnext29_8x4d_f64", "fashion_mnist")
+    (accuracy,) = re.findall(r"^accuracy: ([\d.]+) on 10000", text, re.M)
+    assert abs(100 * float(accuracy) - record.top1) < 0.05
+    by_embedding, by_pixels = re.findall(
+        r"^neighbour of the same class, by \w+: ([\d.]+)", text, re.M
+    )
+    assert float(by_embedding) > float(by_pixels)
+    before, after = re.findall(r"calibration error (0\.\d+)$", text, re.M)
+    assert float(after) < float(before)
+    # Grad-CAM twice, baselines, neighbours, the map, and reliability.
+    assert len(pictures(notebook)) == 6
+
+
 CHECKS = {
     "01_quickstart": check_quickstart,
+    "03_finetuning": check_finetuning,
+    "05_looking_inside": check_looking_inside,
     "08_out_of_python": check_out_of_python,
     "09_share": check_share,
 }
