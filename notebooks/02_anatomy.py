@@ -280,7 +280,7 @@ for c, d in ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4)):
 # `convert_form` rewrites a built model and deals the weights out to the paths.
 # If all that differs between the forms is the order of additions, differences
 # must be as small as rounding errors, and they must shrink by about 2²⁹ when
-# we compute in float64, which has 29 more bits than float32.
+# we compute in float64, whose numbers have 29 more binary digits.
 
 # %%
 classifier = keras_resnext.Classifier.load(
