@@ -126,10 +126,12 @@ for row in table:
 
 # %% [markdown]
 # The first two networks are the starting points. Going deeper (ResNet-200) or
-# wider (`1x100d`) helped less than more paths (`2x64d`, `64x4d`).
+# wider (`1x100d`) helped less than more paths (`2x64d`, `64x4d`). Even the
+# second starting point, at half their cost, errs less than the deeper and the
+# wider one.
 #
 # Two things are worth noticing before we believe that of other networks and
-# other data. Each number comes from one training, so that we do not see how
+# other data. The tables have one number for each network, and do not say how
 # much it would change if the same network were trained again. And ImageNet has
 # a thousand classes and 1.28 million images, which is a different problem from
 # most.
@@ -488,22 +490,22 @@ print(f"0.3 points are found four times in five with {needed} seeds each")
 # %% [markdown]
 # The curves show how often a true difference would be found, for four numbers
 # of seeds. With the study's four, a difference of one point is found most
-# times, one of 0.3 points hardly ever. So the study can say that depth was
+# times, one of 0.3 points seldom. So the study can say that depth was
 # worth more than paths *here*, and cannot say whether 32 paths are 0.3 points
 # better than one.
 
 # %% [markdown]
 # ## Train one yourself
 #
-# Now one of the 52 runs, live: `resnext11_32x1d_f64`, with 32 paths of a single
-# channel. It takes a minute or two on two cores, because we train for **one
-# epoch where the study trained for ten**. Everything else in the recipe is the
-# study's, but for the warm-up, which is a tenth of the training in both.
+# Now one of the study's networks, live: `resnext11_32x1d_f64`, with 32 paths of
+# a single channel. So that it does not take long on two cores, we train for
+# **one epoch where the study trained for ten**. Everything else in the recipe
+# is the study's, but for the warm-up, which is a tenth of the training in both.
 #
-# Other things differ, too. The study ran Keras on JAX on large GPUs, whose
-# float32 products have fewer digits, and its random numbers are others. So this
-# is not one more seed of the study, and its error does not belong into the
-# tables above. It shows what a run is.
+# Other things differ, too. The study ran Keras on JAX on large GPUs, which
+# round the factors of float32 products to fewer digits (TensorFloat-32), and
+# its random numbers are others. So this is not one more seed of the study, and
+# its error does not belong in the tables above. It shows what a run is.
 
 # %%
 short = changed | {"epochs": 1, "warmup_epochs": 0.1}
@@ -518,6 +520,7 @@ def print_step(progress):
 
 folder = Path(tempfile.mkdtemp(prefix="resnext-cardinality-"))
 run = train(live, folder, on_step=print_step)
+print(f"{run.history[-1]['images_per_second']:.0f} images a second")
 result = evaluate(keras_resnext.Classifier.load(folder), "fashion_mnist")
 
 live_error = 100 * (1 - result.accuracy)
@@ -577,8 +580,8 @@ plt.show()
 # %% [markdown]
 # ## What to take from it
 #
-# - At constant cost, 32 paths were shown to be neither better nor worse than
-#   one here. On ImageNet, with larger networks, the paper found them better.
+# - At constant cost, 32 paths were not shown to be better or worse than one
+#   here. On ImageNet, with larger networks, the paper found them better.
 # - More paths are no law. At twice the cost, more layers were worth more here,
 #   and the study does not tell *why*: its networks have few layers, channels
 #   and classes, ten epochs do not train them to the end, nothing was tuned, and
