@@ -559,7 +559,7 @@ plt.show()
 # their final error only as their rate falls.
 #
 # And here is what our network thinks of twelve test images: the name that it
-# gives, and in red where the true one is another.
+# gives, and in red, with the true name below it, where it is wrong.
 
 # %%
 figure, axes = plt.subplots(2, 6, figsize=(10, 4), layout="constrained")
@@ -567,13 +567,15 @@ numbers = np.arange(axes.size)
 for ax, number, pixels in zip(
     axes.flat, numbers, result.images(numbers), strict=True
 ):
-    predicted, label = result.predictions[number], result.labels[number]
-    ax.imshow(pixels.astype("uint8"))
-    ax.set_title(
-        result.class_names[predicted],
-        fontsize=10,
-        color="black" if predicted == label else "red",
+    predicted, true = (
+        result.class_names[labels[number]]
+        for labels in (result.predictions, result.labels)
     )
+    ax.imshow(pixels.astype("uint8"))
+    if predicted == true:
+        ax.set_title(predicted, fontsize=10)
+    else:
+        ax.set_title(f"{predicted}\n(is: {true})", fontsize=10, color="red")
     ax.axis("off")
 plt.show()
 
