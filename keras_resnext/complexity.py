@@ -109,6 +109,8 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
 )
+# A depthwise convolution, and a pointwise one at each place of its output.
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 # Elementwise operations are not counted, as usual.
 _ELEMENTWISE = (
     keras.layers.BatchNormalization,
@@ -129,7 +131,8 @@ def _count_layer(layer):
     )
     if isinstance(layer, _ELEMENTWISE):
         return Complexity(params, 0, 0)
-    convolution = isinstance(layer, _CONVOLUTIONS)
+    separable = isinstance(layer, _SEPARABLE)
+    convolution = separable or isinstance(layer, _CONVOLUTIONS)
     if not convolution and not isinstance(layer, keras.layers.Dense):
         raise ValueError(
             "`model` must have convolutions, dense layers and batch norms "
@@ -143,8 +146,14 @@ def _count_layer(layer):
         )
     axis = 0 if getattr(layer, "data_format", "") == "channels_first" else -1
     positions = math.prod(outputs) // outputs[axis]
+    channels = outputs[axis]
+    if separable:
+        kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
+        channels += layer.pointwise_kernel.shape[-2]  # depthwise outputs
+    else:
+        kernels = [layer.kernel]
     return Complexity(
         params=params,
-        multiply_adds=positions * math.prod(layer.kernel.shape),
-        activations=math.prod(outputs) if convolution else 0,
+        multiply_adds=positions * sum(math.prod(k.shape) for k in kernels),
+        activations=positions * channels if convolution else 0,
     )

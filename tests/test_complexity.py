@@ -82,6 +82,20 @@ def test_kinds_of_convolution():
     assert layers["e"].multiply_adds == 36 * 8 * 5
 
 
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_separable_convolution_is_two_convolutions(data_format):
+    last = data_format == "channels_last"
+    inputs = keras.Input((8, 9, 4) if last else (4, 8, 9))
+    options = {"data_format": data_format, "use_bias": False}
+    two = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, **options)(inputs)
+    two = keras.layers.Conv2D(5, 1, **options)(two)
+    one = keras.layers.SeparableConv2D(5, 3, depth_multiplier=2, **options)
+    one = count_complexity(keras.Model(inputs, one(inputs)))
+    two = count_complexity(keras.Model(inputs, two))
+    for count in ("params", "multiply_adds", "activations"):
+        assert getattr(one, count) == getattr(two, count)
+
+
 def test_what_cannot_be_counted_is_refused():
     inputs = keras.Input((8, 8, 4))
     layer = keras.layers.Conv2DTranspose(4, 3, name="up")

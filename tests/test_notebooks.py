@@ -10,6 +10,9 @@ import nbformat
 import pytest
 
 import keras_resnext
+from benchmarks import report
+from benchmarks import study
+from benchmarks import verdict
 
 pytestmark = pytest.mark.integration
 
@@ -70,7 +73,7 @@ def execute(tmp_path, monkeypatch):
             nbformat.read(path, as_version=4),
             kernel_name="python3",
             resources={"metadata": {"path": str(tmp_path)}},
-            timeout=300,  # seconds a cell
+            timeout=600,  # seconds a cell, for tests side by side
         ).execute()
 
     return execute
@@ -201,12 +204,63 @@ def check_looking_inside(notebook):
     before, after = re.findall(r"calibration error (0\.\d+)$", text, re.M)
     assert float(after) < float(before)
     # Grad-CAM twice, baselines, neighbours, the map, and reliability.
+
+
+def check_anatomy(notebook):
+    text = printed(notebook)
+    # Equation 4 of the paper, beside what was counted.
+    for count in ("69,632", "69,760", "69,888", "71,456", "70,144"):
+        assert re.search(rf"{count} +{count} ", text)
+    # The three forms are right on the same images, in both dtypes.
+    assert len(re.findall(r"(\d+) of 100 right", text)) == 6
+    assert len(set(re.findall(r"(\d+) of 100 right", text))) == 1
+    # Paths, different ones, and what Keras' networks cost.
+    for line in (
+        "VGG16       paths:  1, different ones: 1, shortcut: no",
+        "InceptionV3 paths:  4, different ones: 4, shortcut: no",
+        "ResNet50    paths:  1, different ones: 1, shortcut: yes",
+        "ResNeXt50   paths: 32, different ones: 1, shortcut: yes",
+        "Xception    paths:  1, different ones: 1, shortcut: yes",
+    ):
+        assert line in text
+    cost = keras_resnext.count_complexity(keras_resnext.ResNeXt50(weights=None))
+    assert re.search(
+        rf"ResNeXt50 +224 +{cost.params / 1e6:.1f} "
+        rf"+{cost.multiply_adds / 1e9:.2f} +{cost.activations / 1e6:.1f}\n",
+        text,
+    )
+    # Neuron and block, matrices, family, measurements, accuracy.
+    assert len(pictures(notebook)) == 5
+
+
+def check_cardinality(notebook):
+    text = printed(notebook)
+    records = study.read_records(report.FOLDER / "study.jsonl")
+    assert f"{len(records)} trainings of {len(study.NETWORKS)} networks" in text
+    for question in verdict.QUESTIONS:
+        answer = verdict.compare(question, records)
+        low, high = answer["interval"]
+        shown = "SHOWN" if answer["shown"] else "not shown"
+        assert (
+            f": {answer['difference']:+z.2f} points ({low:+.2f} to {high:+.2f})"
+            f", {verdict.p_text(answer['p_seeds'])} over seeds, "
+            f"{verdict.p_text(answer['p_images'])} over images: {shown}; "
+            f"the paper {question.papers_difference:+.1f}\n"
+        ) in text
+    (needed,) = re.findall(r"0.3 points .* with (\d+) seeds each", text)
+    # By the exact distribution; the notebook simulates it.
+    assert verdict.detectable(0.2 * 2**0.5, int(needed) + 1) < 0.3
+    assert verdict.detectable(0.2 * 2**0.5, int(needed) - 1) > 0.3
+    assert re.search(r"^error [\d.]+ % ± 0.\d+ on 10,000 images", text, re.M)
+    # The paper's table, runs, answers, power, live training, predictions.
     assert len(pictures(notebook)) == 6
 
 
 CHECKS = {
     "01_quickstart": check_quickstart,
+    "02_anatomy": check_anatomy,
     "03_finetuning": check_finetuning,
+    "04_cardinality": check_cardinality,
     "05_looking_inside": check_looking_inside,
     "08_out_of_python": check_out_of_python,
     "09_share": check_share,

@@ -1,0 +1,264 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # ResNeXt in Keras: a quick start
+#
+# Build a ResNeXt, train it on handwritten digits, look at what it gets right,
+# and export it for a phone and a server. The whole notebook takes about two
+# minutes on two CPU cores, and nothing is downloaded.
+#
+# It needs `pip install 'keras_resnext[notebooks]'`. When TensorFlow starts, it
+# writes a few lines about the machine, also about a GPU that is not there; they
+# do not mean that anything went wrong.
+
+# %%
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Image
+
+import keras_resnext
+
+
+# %% [markdown]
+# ## What ResNeXt is
+#
+# A ResNeXt is a ResNet in which the inside of every block is split into several
+# narrow paths of the same shape. The number of paths is called the
+# *cardinality*, C, and it is a third dimension to choose, beside depth (how many
+# layers) and width (how many channels). When a network may grow, the paper
+# found, more paths improve its accuracy more than more layers or more channels
+# do. The name of a network says what was chosen: ResNeXt-50 (32x4d) has 50
+# layers and 32 paths, each 4 channels wide in the first stage.
+#
+# The paper is Xie et al., *Aggregated Residual Transformations for Deep Neural
+# Networks*, [arXiv 1611.05431](https://arxiv.org/abs/1611.05431).
+
+# %% [markdown]
+# ## Build one
+#
+# `ResNeXt50` takes the arguments of `keras.applications.ResNet50`, in the same
+# order. We ask for random weights, because we only want to count them.
+
+
+# %%
+def trainable_weights(model):
+    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+
+
+resnext50 = keras_resnext.ResNeXt50(weights=None)
+print(f"{resnext50.output_shape} {trainable_weights(resnext50):,} weights")
+
+
+# %% [markdown]
+# That is slightly less than a ResNet-50, which has 25.6 million: the many paths
+# are paid for by making each of them narrow.
+
+# %% [markdown]
+# ### Three spellings of one block
+#
+# The paths can be written down one after another and summed (`form="branches"`,
+# figure 3a of the paper), joined before the last 1x1 convolution
+# (`"concatenated"`, figure 3b), or run all at once with a grouped convolution
+# (`"grouped"`, figure 3c, the default). The first shows the idea, the last is
+# fast. This is how `keras.utils.plot_model` draws one block with 3 paths of 4
+# channels.
+#
+# `"branches"`:
+#
+# ![Three paths of three convolutions each, and their sum](images/block_branches.svg)
+#
+# `"concatenated"`:
+#
+# ![Three paths of two convolutions each, joined before a last one](images/block_concatenated.svg)
+#
+# `"grouped"`:
+#
+# ![One path with a grouped convolution in the middle](images/block_grouped.svg)
+#
+# Here is a small network in the first form and in the last.
+
+
+# %%
+def small_model(form):
+    return keras_resnext.ResNeXt(
+        depths=(1, 1, 1),
+        cardinality=8,
+        base_width=4,
+        stem="cifar",
+        classes=10,
+        classifier_activation=None,
+        form=form,
+    )
+
+
+grouped, branches = small_model("grouped"), small_model("branches")
+for model in (grouped, branches):
+    print(f"{len(model.layers)} layers, {trainable_weights(model):,} weights")
+
+# %% [markdown]
+# There are many more layers in one than in the other, and exactly as many
+# weights. In fact they are the *same* weights: path 3 of 8 holds the third
+# eighth of what the grouped form holds. If that is so, we can deal the weights
+# of `grouped` out to the paths of `branches`, and both must compute the same.
+
+# %%
+for layer in branches.layers:
+    name, _, path = layer.name.partition("_path")
+    weights = grouped.get_layer(name).get_weights() if layer.weights else []
+    if path:
+        # The paths meet in the third convolution: there it is the inputs
+        # that belong to a path, everywhere else the outputs.
+        axis = 2 if name.endswith("3_conv") else -1
+        weights = [np.split(w, 8, axis)[int(path) - 1] for w in weights]
+    layer.set_weights(weights)
+
+noise = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+difference = np.abs(
+    grouped.predict(noise, verbose=0) - branches.predict(noise, verbose=0)
+)
+print(f"largest difference of logits: {difference.max():.1e}")
+assert difference.max() < 1e-4
+
+# %% [markdown]
+# What is left is rounding: the two forms add the same numbers in another order.
+# `keras_resnext.convert_form(model, form)` does this for every block of a model.
+
+# %% [markdown]
+# ## Train on handwritten digits
+#
+# A `Recipe` holds every number of a training run, and its defaults fit the 1,797
+# small scans of digits that come with scikit-learn. We change one thing, the
+# number of epochs, so that this takes about a minute on two cores.
+#
+# `train` writes everything into a folder, and resumes if it is started again with
+# the same folder. A new temporary folder makes sure that a rerun of this notebook
+# starts from scratch.
+
+# %%
+from keras_resnext.training import Recipe
+from keras_resnext.training import evaluate
+from keras_resnext.training import train
+
+recipe = Recipe(epochs=5)
+recipe
+
+
+# %%
+def print_epoch(entry):
+    print(
+        f"epoch {entry['epoch']}: accuracy {entry['accuracy']:.3f}, "
+        f"val_accuracy {entry['val_accuracy']:.3f}"
+    )
+
+
+folder = Path(tempfile.mkdtemp(prefix="resnext-quickstart-"))
+run = train(recipe, folder, on_epoch=print_epoch)
+
+# %% [markdown]
+# The digits have a fixed split: 1,437 to train on and 360 for validation, which
+# training never sees. Only the validation curves say how well the network will
+# do on new digits. Training images are shifted at random and their
+# labels smoothed, which keeps the training loss up.
+
+# %%
+Image(filename=run.learning_curves, width=800)
+
+# %%
+classifier = keras_resnext.Classifier.load(folder)
+result = evaluate(classifier, "digits")
+print(f"accuracy: {result.accuracy:.4f} on {result.examples} images")
+assert result.accuracy >= 0.95
+
+# %% [markdown]
+# ## Predict
+#
+# A trained run loads as a `Classifier`: the `keras.Model`, its class names, and
+# the transform that turns a photograph into the model's input. `predict` takes
+# image files, folders and arrays. Let us classify the validation digits and look
+# at the first one.
+
+# %%
+from keras_resnext.training.datasets import open_dataset
+
+digits = open_dataset("digits")
+examples = digits.pixels(digits.val_split, classifier.transform)
+images, labels = map(np.stack, zip(*examples.as_numpy_iterator(), strict=True))
+
+predictions = classifier.predict(images.astype("uint8"))
+(name, probability), *_ = predictions[0].top(1)
+print(f"It is a {labels[0]}; the network says {name}, ", end="")
+print(f"with probability {probability:.2f}.")
+
+# %% [markdown]
+# One digit proves little. Here are the first ten, and below them the ten hardest
+# of all: those to whose true class the network gives the least probability.
+# Mistakes are red.
+
+# %%
+scores = np.stack([p.probabilities for p in predictions])
+hardest = scores[np.arange(len(labels)), labels].argsort()[:10]
+
+figure, axes = plt.subplots(2, 10, figsize=(10, 2.8), layout="constrained")
+for ax, i in zip(axes.flat, [*range(10), *hardest], strict=True):
+    predicted = scores[i].argmax()
+    ax.imshow(images[i].astype("uint8"))
+    ax.set_title(
+        f"{classifier.labels[predicted]} ({scores[i, predicted]:.2f})",
+        color="black" if predicted == labels[i] else "red",
+    )
+    ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## Export
+#
+# Now the model leaves Keras: TFLite for phones and small boards, ONNX for
+# servers, desktops and browsers. The files include the preprocessing and take
+# pixels in [0, 255], so whoever uses them needs no Keras and no constants.
+#
+# An exporter does not take the converter's word for it. It opens the new file in
+# its own runtime, runs our validation images through it, and compares the answers
+# with those of Keras; a file that disagrees is not written. Class names and
+# transform travel in the file.
+
+# %%
+from keras_resnext.export import to_onnx
+from keras_resnext.export import to_tflite
+
+for export, name in ((to_tflite, "model.tflite"), (to_onnx, "model.onnx")):
+    artifact = export(classifier, folder / "export" / name, images=images)
+    agreement = artifact.agreement
+    print(
+        f"{name}: {artifact.size / 1e6:.2f} MB, largest logit difference "
+        f"{agreement.max_logit_difference:.1e}, top-1 agreement "
+        f"{agreement.top1_agreement:.2%}"
+    )
+
+# %% [markdown]
+# ## Where to go next
+#
+# - **Your own photographs.** `Recipe(dataset="photos", image_size=64)` trains on
+#   a folder `photos/<split>/<class>/<image>`, with the splits `train` and
+#   `validation`. Any image data set of TensorFlow Datasets works by its name,
+#   such as `cifar10`.
+# - **Larger networks.** `Recipe(model="resnext29_8x64d", ...)` is the paper's
+#   CIFAR network; `keras_resnext.ResNeXt` builds any other, and
+#   `help(keras_resnext.ResNeXt)` describes every argument.
+# - **The command line.** `keras-resnext train`, `evaluate`, `predict` and
+#   `export` do all of the above without a line of Python; `keras-resnext --help`
+#   lists them.
+# - **Off to a device.** `export/mobile` in the repository classifies photographs
+#   with a `.tflite` file and neither TensorFlow nor Keras.
