@@ -114,7 +114,7 @@ recall = np.array(
 order = recall.argsort()
 figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
 bars = ax.barh(np.array(evaluation.class_names)[order], recall[order])
-ax.bar_label(bars, fmt="{:.3f}", padding=-36, color="white")
+ax.bar_label(bars, fmt="{:.3f}", label_type="center", color="white")
 ax.axvline(evaluation.accuracy, color="black", linestyle=":")
 ax.set_xlim(0, 1)
 ax.set_xlabel("share of the class's test images that are recognised")
