@@ -677,14 +677,14 @@ plt.show()
 # %% [markdown]
 # Medians of one run, in the order of the table; ResNeXt-50 is orange. Memory is
 # the process's peak above what the libraries take, and contains the weights
-# once: that is nearly all of VGG16's at batch 1. What batch 8 adds is mostly
+# once: they are most of VGG16's at batch 1. What batch 8 adds is mostly
 # activations.
 #
 # The last column of the table divides the time of batch 8 by the multiply-adds,
-# and is not the same for all. A dense 3x3 convolution uses each number that it
-# reads many times; 1x1, grouped and depthwise convolutions use it less often,
-# and wait for memory more. Multiply-adds are a fair first guess of time, no
-# more: measure on the machine that you will use.
+# and is not the same for all. A depthwise 3x3 convolution, as in Xception, uses
+# each number that it reads nine times; a dense one uses it nine times for each
+# of its filters. The first waits for memory more. Multiply-adds are a fair
+# first guess of time, no more: measure on the machine that you will use.
 
 # %% [markdown]
 # ## What they achieve
