@@ -450,9 +450,9 @@ plt.show()
 
 # %% [markdown]
 # Each point is an image, coloured by its label. Classes that look alike lie
-# close together: shoes at the bottom right, clothes for the upper body on the
-# left. Where colours mix, as those of shirts and T-shirts do, the other
-# directions must separate them, or the network confuses them.
+# close together: sneakers and ankle boots at the bottom, clothes for the upper
+# body on the left. Where colours mix, as those of shirts and T-shirts do, the
+# other directions must separate them, or the network confuses them.
 
 # %% [markdown]
 # ## How far confidence can be trusted: calibration
