@@ -814,7 +814,8 @@ def read_ahead(transform, items, batch_size):
         items[i : i + batch_size] for i in range(0, len(items), batch_size)
     ]
     # Pillow decodes and resizes outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
         waiting = collections.deque()
         for batch in batches:
             names = [name for name, _ in batch]
@@ -825,3 +826,8 @@ def read_ahead(transform, items, batch_size):
                 yield names, [future.result() for future in futures]
         for names, futures in waiting:
             yield names, [future.result() for future in futures]
+    finally:
+        # Not waiting for its threads: one that nobody reads to the end may be
+        # closed by the garbage collector, and that in the middle of another
+        # thread's start, which holds a lock that waiting needs.
+        pool.shutdown(wait=False, cancel_futures=True)

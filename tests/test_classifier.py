@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import zipfile
 
 import keras
@@ -14,6 +15,7 @@ from keras_resnext import imagenet
 from keras_resnext.classifier import Classifier
 from keras_resnext.classifier import as_classifier
 from keras_resnext.classifier import list_images
+from keras_resnext.classifier import read_ahead
 from keras_resnext.transforms import EvalTransform
 from tests.conftest import randomize
 
@@ -85,6 +87,22 @@ def test_images_of_any_kind_in_any_batch(
     labels, probabilities = zip(*best.top(10), strict=True)
     assert sorted(labels) == LABELS
     assert list(probabilities) == sorted(probabilities, reverse=True)
+
+
+def test_reading_that_is_given_up_waits_for_no_thread(monkeypatch):
+    """Garbage collection ends it, wherever a thread happens to be."""
+    transform = EvalTransform(image_size=8, resize_size=8)
+    items = [(str(i), np.zeros((8, 8, 3), "uint8")) for i in range(6)]
+    batches = read_ahead(transform, items, 2)
+    names, images = next(batches)
+    assert names == ["0", "1"]
+    assert images[0].shape == (8, 8, 3)
+
+    def join(*_):
+        raise AssertionError("it waits for a thread")
+
+    monkeypatch.setattr(threading.Thread, "join", join)
+    batches.close()
 
 
 def test_a_bad_image_among_others(classifier, folder):
