@@ -35,7 +35,7 @@ _MISTAKES = {
     "finetune {0}/single --workdir {0}/new": "must have two classes or more; "
     ".*single has cat",
     "finetune {0}/deep --workdir {0}/new": "nested too deep",
-    "finetune {0}/photos": "Missing option '--workdir'",
+    "finetune {0}/photos": "`workdir` must be given",
     f"{_FINETUNE} --epoch 3": "No such option.*--epoch\\b.*--epochs",
     f"{_FINETUNE} --epochs three": "`epochs` must be of type int; got 'three'",
     f"{_FINETUNE} --weights imagnet": "got 'imagnet'. Did you mean imagenet",

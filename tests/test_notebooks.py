@@ -124,6 +124,20 @@ def check_quickstart(notebook):
     assert len(pictures(notebook)) == 2
 
 
+def check_bigger(notebook):
+    text = printed(notebook)
+    model = keras_resnext.ResNeXt50(weights=None)
+    cost = keras_resnext.count_complexity(model)
+    assert f"{4 * cost.activations / 1e6:6.0f} MB for one image" in text
+    first = re.findall(r"44 steps, loss ([\d.]+) in the first", text)
+    assert len(first) == 2
+    assert abs(float(first[0]) - float(first[1])) < 1e-4
+    assert "exit status: -9" in text
+    equal, arrays = re.search(r"(\d+) of (\d+) arrays", text).groups()
+    assert equal == arrays
+    assert re.search(r"^epoch 1: val_accuracy 0\.\d+$", text, re.M)
+
+
 def check_out_of_python(notebook):
     text = printed(notebook)
     # Right files agree and get smaller; the wrong one was refused.
@@ -263,6 +277,7 @@ CHECKS = {
     "03_finetuning": check_finetuning,
     "04_cardinality": check_cardinality,
     "05_looking_inside": check_looking_inside,
+    "07_bigger": check_bigger,
     "08_out_of_python": check_out_of_python,
     "09_share": check_share,
 }
