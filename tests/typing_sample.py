@@ -36,6 +36,9 @@ def rewrite(model: keras.Model, images: np.ndarray) -> None:
     for new in (
         keras_resnext.convert_form(model, "branches"),
         keras_resnext.fold_batch_norm(model),
+        keras_resnext.quantization_aware(
+            model, observers=keras_resnext.Observer(momentum=0.9)
+        ),
         keras_resnext.to_stock_layers(model),
     ):
         assert_type(new, keras.Model)
@@ -127,6 +130,7 @@ def train() -> training.Run:
     assert_type(run.labels, list[str])
     plan = training.plan_finetuning("photos", "runs/mine")
     assert_type(plan.reasons, tuple[str, ...])
+    plan = training.plan_qat("runs/x", "runs/x-qat", epochs=2)
     training.finetune("photos", "runs/mine", model="resnext50")
     result = training.evaluate(
         keras_resnext.Classifier.load(run.path), "cifar10", batch_size=32
