@@ -25,7 +25,7 @@ include_patterns = [
 ]
 exclude_patterns = ["**/node_modules", "build", ".*"]
 extensions = [
-    *("sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.autosummary"),
+    *("sphinx.ext.autodoc", "sphinx.ext.napoleon"),
     *("myst_nb", "sphinx_copybutton"),
 ]
 
@@ -90,11 +90,9 @@ def write_tables(app, what, name, thing, options, lines):
         return
     first = next(i for i, line in enumerate(lines) if line.startswith("|"))
     table = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows[:1] + rows[2:]:
-        table += [
-            f"   {'-' if i else '* -'} {cell}".replace("   - ", "     - ")
-            for i, cell in enumerate(row)
-        ]
+    for first_cell, *others in rows[:1] + rows[2:]:
+        table.append(f"   * - {first_cell}")
+        table += [f"     - {cell}" for cell in others]
     lines[first : first + len(rows)] = [*table, ""]
 
 

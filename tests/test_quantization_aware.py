@@ -285,15 +285,21 @@ def shades_of_grey(count, seed=0):
     return (noise + 50 * labels[:, None, None, None]).astype("float32"), labels
 
 
-def test_the_file_has_the_learned_ranges(exported):
-    """Bit for bit, as the scales and zero points that follow from them."""
-    model, artifact, _ = exported
-    expected = set()
+def scales_and_zero_points(model, lowest):
+    """What follows from the learned ranges, for bytes from `lowest` on."""
+    pairs = set()
     for layer in model.layers:
         if isinstance(layer, FakeQuantization):
             low, high = map(np.float64, layer.limits)
             scale = (high - low) / 255
-            expected.add((np.float32(scale), round(-128 - low / scale)))
+            pairs.add((np.float32(scale), round(lowest - low / scale)))
+    return pairs
+
+
+def test_the_file_has_the_learned_ranges(exported):
+    """Bit for bit, as the scales and zero points that follow from them."""
+    model, artifact, _ = exported
+    expected = scales_and_zero_points(model, lowest=-128)
     interpreter = Interpreter(str(artifact.path))
     interpreter.allocate_tensors()
     found = set()
@@ -392,12 +398,7 @@ def initializers(path):
 def test_the_onnx_file_has_the_learned_ranges(exported, onnx_artifact):
     """Bit for bit, and kernels on the grid of the layers."""
     model, _, _ = exported
-    expected = set()
-    for layer in model.layers:
-        if isinstance(layer, FakeQuantization):
-            low, high = map(np.float64, layer.limits)
-            scale = (high - low) / 255
-            expected.add((np.float32(scale), round(-low / scale)))
+    expected = scales_and_zero_points(model, lowest=0)
     arrays = initializers(onnx_artifact.path)
     found = {
         (arrays[node.input[1]][()], int(arrays[node.input[2]]))

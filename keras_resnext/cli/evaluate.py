@@ -159,14 +159,14 @@ def _print_quantized(plain, classifier, data, split, count):
         data, "train", transform, count=_CALIBRATION, shuffle_seed=0
     )
     with console.status("Writing and running files in eight bits"):
-        found = compare_roundings(
+        roundings = compare_roundings(
             plain, images, classes, calibration, trained=trained
         )
     rows = table(
         *("", "size (MB)", "accuracy", "float32's class"),
         title=f"TFLite files on {len(images)} images",
     )
-    for row in found:
+    for row in roundings:
         rows.add_row(
             row.name,
             f"{row.bytes / 1e6:.2f}",
@@ -176,13 +176,13 @@ def _print_quantized(plain, classifier, data, split, count):
     console.print(rows)
     layers = table(
         "layer",
-        *(row.name for row in found[1:]),
+        *(row.name for row in roundings[1:]),
         title="Accumulated rounding noise of each layer's output, relative "
         "to the signal",
     )
     errors = [
         {error.name: error.accumulated for error in row.layer_errors}
-        for row in found[1:]
+        for row in roundings[1:]
     ]
     for name in sorted(errors[-1], key=errors[-1].get, reverse=True):
         layers.add_row(name, *(f"{each[name]:.3f}" for each in errors))
