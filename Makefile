@@ -95,7 +95,7 @@ study: $(VENV)/demo.installed  ## The paper's tables in small, on Fashion-MNIST;
 fashion: $(VENV)/demo.installed  ## Fashion-MNIST for TFDS, from Debian's package
 	$(BIN)/python -m benchmarks fashion
 
-docs: $(VENV)/dev.installed fashion  ## The site, build/site; executes notebooks that changed
+docs: peers fashion  ## The site, build/site; executes notebooks that changed
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/site
 	@echo "The site is build/site/index.html."
 

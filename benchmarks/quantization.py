@@ -34,6 +34,8 @@ RECIPE = dataclasses.replace(
     warmup_epochs=0,
     learning_rate=0.001,  # a hundredth of what it was trained with
 )
+# Whose steps are timed.
+NETWORKS = (("resnext29_8x4d_f64", 64, 28), ("resnext50_32x4d", 8, 224))
 # Bits of the weights in training, and what is measured of the network.
 RUNS = {
     0: ("float32", "dynamic", "int8", "4-bit weights", "3-bit weights"),
@@ -162,13 +164,16 @@ def measure(classifier, data, bits):
         yield f"{fewer}-bit weights", predicted(rounded)
 
 
-def measure_steps(rounds: int = 4, calls: int = 5) -> list[dict]:
+def measure_steps(
+    networks=NETWORKS, rounds: int = 4, calls: int = 5
+) -> list[dict]:
     """Time a step of `fit` with fake quantisation beside a plain one.
 
     The networks take turns in one process.
 
     Args:
-        rounds: Turns of each network.
+        networks: Name, images in a batch, and their size, of each.
+        rounds: Turns of each state.
         calls: Steps in a turn, of which the first is not counted.
 
     Returns:
@@ -176,10 +181,7 @@ def measure_steps(rounds: int = 4, calls: int = 5) -> list[dict]:
         the plain network's.
     """
     records = []
-    for name, batch, size in (
-        ("resnext29_8x4d_f64", 64, 28),
-        ("resnext50_32x4d", 8, 224),
-    ):
+    for name, batch, size in networks:
         steps = dict(_make_steps(name, batch, size))
         times = {state: [] for state in steps}
         for _ in range(rounds):

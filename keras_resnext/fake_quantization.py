@@ -278,8 +278,8 @@ class QuantizedConv2D(GroupedConv2D):
     as `fake_quantize_weights` does: as in the exported file, where a batch
     norm has gone into the convolution. Until the statistics are frozen
     (`Observer`), training normalises by each batch's statistics: the kernel
-    is rounded with the moving ones, and its outputs are divided by them again
-    before batch norm. After that the bias, which then contains the shift of
+    is scaled with the moving ones, rounded, and divided by the scale again
+    before it is used. After that the bias, which then contains the shift of
     the batch norm, is rounded to the product of both steps, as int8 kernels
     add it.
 
@@ -413,7 +413,7 @@ class QuantizedConv2D(GroupedConv2D):
         import tensorflow as tf
 
         kernel, bias = self.folded()
-        outputs = self._convolved(inputs, kernel)
+        outputs = self.convolution_op(inputs, self._rounded_kernel(kernel))
         if bias is None:
             return outputs
         unit = step * weight_step(kernel, self.bits, self.per_channel)
@@ -428,7 +428,9 @@ class QuantizedConv2D(GroupedConv2D):
 
         scale = tf.stop_gradient(self._scale())
         scale = tf.where(tf.abs(scale) > _SMALLEST_SCALE, scale, 1.0)
-        outputs = self._convolved(inputs, self.kernel * scale) / scale
+        kernel = self._rounded_kernel(self.kernel * scale)
+        # Dividing the kernel divides the outputs, which are larger.
+        outputs = self.convolution_op(inputs, kernel / scale)
         if self.bias is not None:
             outputs += self.bias
         ones, zeros = tf.ones(self.filters), tf.zeros(self.filters)
@@ -445,9 +447,8 @@ class QuantizedConv2D(GroupedConv2D):
         n = tf.cast(tf.size(outputs) // self.filters, "float32")
         return outputs, mean, variance * ((n - 1) / n)
 
-    def _convolved(self, inputs, kernel):
-        kernel = fake_quantize_weights(kernel, self.bits, self.per_channel)
-        return self.convolution_op(inputs, kernel)
+    def _rounded_kernel(self, kernel):
+        return fake_quantize_weights(kernel, self.bits, self.per_channel)
 
     def _scale(self):
         """What the batch norm multiplies each filter with in inference."""

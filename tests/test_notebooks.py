@@ -59,7 +59,12 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def execute(path):
-        if "fashion_mnist" in path.read_text():
+        text = path.read_text()
+        if "import keras_hub" in text:
+            pytest.importorskip(
+                "keras_hub", reason="KerasHub is not installed (make peers)"
+            )
+        if "fashion_mnist" in text:
             if not FASHION.exists():
                 pytest.skip(
                     "Fashion-MNIST is not prepared; `make fashion` does."
@@ -114,14 +119,17 @@ def test_runs(path, execute):
 
 def check_quickstart(notebook):
     text = printed(notebook)
+    record = keras_resnext.get_weights("resnext29_8x4d_f64", "fashion_mnist")
+    (accuracy,) = re.findall(r"^accuracy: ([\d.]+) on 10000", text, re.M)
+    assert abs(100 * float(accuracy) - record.top1) < 0.05
     assert "25,028,904 weights" in text
     assert text.count("972,106 weights") == 2  # both forms
     (accuracy,) = re.findall(r"^accuracy: ([\d.]+) on 360", text, re.M)
     assert float(accuracy) >= 0.95
     # TFLite and ONNX.
     assert text.count("top-1 agreement 100.00%") == 2
-    # Learning curves, and the digits.
-    assert len(pictures(notebook)) == 2
+    # Clothes, learning curves, and digits.
+    assert len(pictures(notebook)) == 3
 
 
 def check_bigger(notebook):
@@ -221,6 +229,40 @@ def check_looking_inside(notebook):
     assert len(pictures(notebook)) == 6
 
 
+def check_detection_segmentation(notebook):
+    text = printed(notebook)
+    sizes = [(2, 56, 256), (3, 28, 512), (4, 14, 1024), (5, 7, 2048)]
+    for level, size, channels in sizes:
+        line = f"P{level}: {size:2} x {size:2} places, {channels:4} channels"
+        assert line in text
+    for stride in (32, 16, 8):
+        network = keras_resnext.ResNeXt(
+            *((1, 2, 1, 2), 8, 4),
+            include_top=False,
+            input_shape=(128, 128, 3),
+            output_stride=stride,
+        )
+        size = 128 // stride
+        assert network.output_shape[1:3] == (size, size)
+        cost = keras_resnext.count_complexity(network)
+        assert (
+            f"output_stride={stride:2}: {size:2} x {size:2} places, "
+            f"{cost.params:,} parameters, {cost.multiply_adds / 1e6:4.0f} M"
+        ) in text
+    for measure in ("precision", "recall"):
+        found = re.search(
+            rf"^{measure}: (\d+) of (\d+) .*, ([\d.]+)$", text, re.M
+        )
+        right, among, share = map(float, found.groups())
+        assert 0.5 < share == round(right / among, 3)
+    shares = re.findall(r"IoU ([\d.]+), ([\d.]+)% of the pixels", text)
+    assert len(shares) == 4
+    assert abs(sum(float(share) for _, share in shares) - 100) < 0.3
+    assert "equal to the bit" in text
+    # Boxes, and masks.
+    assert len(pictures(notebook)) == 2
+
+
 def check_anatomy(notebook):
     text = printed(notebook)
     # Equation 4 of the paper, beside what was counted.
@@ -277,6 +319,7 @@ CHECKS = {
     "03_finetuning": check_finetuning,
     "04_cardinality": check_cardinality,
     "05_looking_inside": check_looking_inside,
+    "06_detection_segmentation": check_detection_segmentation,
     "07_bigger": check_bigger,
     "08_out_of_python": check_out_of_python,
     "09_share": check_share,

@@ -1,5 +1,5 @@
 /**
- * Chromium for tests/test_web_page.py: a line of JSON in, a line of JSON out.
+ * Chromium for tests/browser.py: a line of JSON in, a line of JSON out.
  *
  * `node web_page.mjs FOLDER CHROMIUM`; the folder has playwright-core.
  */
