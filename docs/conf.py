@@ -32,6 +32,8 @@ extensions = [
 html_theme = "furo"
 html_title = "keras_resnext"
 html_extra_path = ["redirect"]
+html_static_path = ["static"]
+html_js_files = ["accessible.js"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#7a3e00"},
 }
