@@ -258,6 +258,36 @@ def _compared(subjects):
     return [f"{best:,.0f}", f"{other:,.0f} ({peer})", f"{other / best:.2f}"]
 
 
+def times_table(results):
+    """Medians of each group beside those of other software, in Markdown.
+
+    Args:
+        results: One class of CPU's, see `stored_results`.
+    """
+    columns = {
+        "ours": (*OURS, *LOOP),
+        "stock Keras": STOCK,
+        "PyTorch": (*TORCH, "PyTorch compiled"),
+        **{name: (name,) for name in ("ONNX Runtime", "LiteRT", "OpenVINO")},
+    }
+    lines = [
+        f"| {' | '.join(('milliseconds', *columns))} |",
+        "|---|" + "--:|" * len(columns),
+    ]
+    for work in COLUMNS:
+        subjects = group_of(results, *work)
+        cells = []
+        for names in columns.values():
+            measured = [name for name in names if name in subjects]
+            best = _fastest(subjects, measured) if measured else None
+            cells.append(f"{subjects[best]['median']:,.0f}" if best else "")
+        if any(cells):
+            task, batch, dtype = work
+            name = f"{task}, batch {batch}, {dtype}"
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_readme(stored, path=README):
     """Put the table between the marks."""
     text = path.read_text()

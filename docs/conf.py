@@ -4,16 +4,22 @@ The sources are where readers of the repository expect them, so that its root
 is the source directory: pages in docs/, the READMEs, and the notebooks.
 """
 
+import html
 import os
 import pathlib
+import re
 import subprocess
 import sys
+
+import docutils.nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras_resnext  # noqa: E402
+from benchmarks import report  # noqa: E402
 
 project = "keras_resnext"
 release = keras_resnext.__version__
@@ -43,7 +49,9 @@ html_copy_source = False
 
 # Headings get anchors as GitHub makes them.
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+html_math_renderer = "mathml"
+smartquotes_action = "qe"  # quotes and dots, but `--option` has two hyphens
 # Commands and their output, which Pygments calls pycon and console.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -53,6 +61,7 @@ nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # TensorFlow's lines about the machine
 nb_render_markdown_format = "gfm"  # outputs have tables
 
 # Docstrings write `names` as Markdown does.
@@ -76,9 +85,45 @@ def write_command_line(app):
         text=True,
     ).stdout
     text = text.partition("\n")[2]  # without its title
-    page = ROOT / "build" / "command-line.md"
+    # Typer cuts summaries off, which are there in full further down.
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
+    # Its HTML, in which names in angle brackets would be tags.
+    text = re.sub(r"`[^`\n]*`", lambda code: html.unescape(code[0]), text)
+    write_page("command-line.md", text)
+
+
+def write_figures(app):
+    """Tables of what the package has and what was measured."""
+    head = ("network", "weights", "for", "top-1", "pixels", "licence")
+    rows = [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|---|"]
+    for record in keras_resnext.list_weights():
+        tag = f"`{record.tag}`" + ", no top" * (not record.include_top)
+        cells = (
+            *(record.model, tag, record.dataset, f"{record.top1:.2f}"),
+            *(f"{record.image_size}", record.license),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    write_page("weights.md", "\n".join(rows) + "\n")
+    for name, results in report.stored_results().items():
+        write_page(f"times-{name}.md", report.times_table(results))
+
+
+def write_page(name, text):
+    """A page that others include."""
+    page = ROOT / "build" / name
     page.parent.mkdir(exist_ok=True)
     page.write_text(text)
+
+
+def write_formula(display):
+    """A visitor of formulas, which browsers draw by themselves."""
+
+    def visit(translator, node):
+        formula = tex2mathml(node.astext(), as_block=display == "block")
+        translator.body.append(formula)
+        raise docutils.nodes.SkipNode
+
+    return visit, None
 
 
 def write_tables(app, what, name, thing, options, lines):
@@ -102,3 +147,7 @@ def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", write_tables)
     app.connect("builder-inited", write_command_line)
+    app.connect("builder-inited", write_figures)
+    app.add_html_math_renderer(
+        "mathml", write_formula("inline"), write_formula("block")
+    )

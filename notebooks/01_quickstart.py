@@ -13,7 +13,7 @@
 # your own, and export it for a phone and a server. The whole notebook takes
 # about two minutes on two CPU cores.
 #
-# It needs `pip install 'keras_resnext[notebooks]'` and Fashion-MNIST, 28x28
+# It needs `pip install '.[notebooks]'` in a clone, and Fashion-MNIST, 28x28
 # pictures of clothes in ten classes. TensorFlow Datasets downloads it if it is
 # not there; `make fashion` prepares it from Debian's package instead. When
 # TensorFlow starts, it writes a few lines about the machine, also about a GPU
@@ -34,15 +34,18 @@ from IPython.display import Image
 import keras_resnext
 from keras_resnext.training import evaluate
 from keras_resnext.training.datasets import open_dataset
+from keras_resnext.training.datasets import read_images
 
 # %% [markdown]
 # ## A trained network
 #
 # `Classifier.load` brings a network with its published weights, the names of
-# its classes, and the transform that turns a picture into its input. This one is
-# small and comes with the package; `keras-resnext list --weights` lists the
-# others, most of them for photographs of ImageNet's 1,000 classes. `predict`
-# takes image files, folders, and arrays of pixels in [0, 255].
+# its classes, and the transform that turns a picture into its input. This one
+# is small and comes with the package. Its name says that it has 29 layers, 8
+# paths in each block, 4 channels in a path, and 64 channels after its first
+# stage (not 64 bits). `keras-resnext list --weights` lists the others, most of
+# them for photographs of ImageNet's 1,000 classes. `predict` takes image files,
+# folders, and arrays of pixels in [0, 255].
 
 # %%
 classifier = keras_resnext.Classifier.load(
@@ -50,15 +53,10 @@ classifier = keras_resnext.Classifier.load(
 )
 
 
-def read(name, transform, count=-1):
-    """Test images as uint8, and their classes."""
-    data = open_dataset(name)
-    examples = data.pixels(data.val_split, transform).take(count)
-    images, labels = zip(*examples.as_numpy_iterator(), strict=True)
-    return np.stack(images).astype("uint8"), np.stack(labels)
-
-
-images, labels = read("fashion_mnist", classifier.transform, count=8)
+clothes = open_dataset("fashion_mnist")
+clothes.prepare()
+images, _ = read_images(clothes, "test", classifier.transform, count=8)
+images = images.astype("uint8")
 predictions = classifier.predict(images)
 
 figure, axes = plt.subplots(1, 8, figsize=(12, 2.2), layout="constrained")
@@ -73,24 +71,30 @@ plt.show()
 # The first eight test images, each with the class that the network finds most
 # likely and the probability that it gives to it.
 #
-# `evaluate` classifies all 10,000 of them and counts. The weights were published
-# with an accuracy, and we should find the same; on another processor, an image
-# at the border between two classes may fall on the other side.
+# `evaluate` classifies all 10,000 of them and counts. The weights were
+# published with an accuracy, and we should find the same. On another processor
+# sums are rounded differently, and an image at the border between two classes
+# may fall on the other side, so we count such images.
 
 # %%
 result = evaluate(classifier, "fashion_mnist")
 published = classifier.record.top1 / 100
 print(f"accuracy: {result.accuracy:.4f} on {result.examples} images")
 print(f"published: {published:.4f}")
-assert abs(result.accuracy - published) < 0.0005
+second, best = np.sort(result.probabilities, axis=1)[:, -2:].T
+# Rounding moves probabilities by less than 1e-3 here.
+undecided = np.sum(best - second < 1e-3)
+print(f"undecided: {undecided} images")
+missing = abs(result.accuracy - published) * result.examples
+assert missing <= undecided + 0.5  # half an image, for the division
 
 # %% [markdown]
 # ## What ResNeXt is
 #
 # A ResNeXt is a ResNet in which the inside of every block is split into several
 # narrow paths of the same shape. The number of paths is called the
-# *cardinality*, C, and it is a third dimension to choose, beside depth (how many
-# layers) and width (how many channels). When a network may grow, the paper
+# *cardinality*, C, and it is a third dimension to choose, beside depth (how
+# many layers) and width (how many channels). When a network may grow, the paper
 # found, more paths improve its accuracy more than more layers or more channels
 # do. The name of a network says what was chosen: ResNeXt-50 (32x4d) has 50
 # layers and 32 paths, each 4 channels wide in the first stage.
@@ -107,7 +111,7 @@ assert abs(result.accuracy - published) < 0.0005
 
 # %%
 def trainable_weights(model):
-    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    return keras_resnext.count_complexity(model).params
 
 
 resnext50 = keras_resnext.ResNeXt50(weights=None)
@@ -130,11 +134,13 @@ print(f"{resnext50.output_shape} {trainable_weights(resnext50):,} weights")
 #
 # `"branches"`:
 #
-# ![Three paths of three convolutions each, and their sum](images/block_branches.svg)
+# ![Three paths of three convolutions each, and their
+# sum](images/block_branches.svg)
 #
 # `"concatenated"`:
 #
-# ![Three paths of two convolutions each, joined before a last one](images/block_concatenated.svg)
+# ![Three paths of two convolutions each, joined before a last
+# one](images/block_concatenated.svg)
 #
 # `"grouped"`:
 #
@@ -186,18 +192,19 @@ assert difference.max() < 1e-4
 
 # %% [markdown]
 # What is left is rounding: the two forms add the same numbers in another order.
-# `keras_resnext.convert_form(model, form)` does this for every block of a model.
+# `keras_resnext.convert_form(model, form)` does this for every block of a
+# model.
 
 # %% [markdown]
 # ## Train your own
 #
-# A `Recipe` holds every number of a training run, and its defaults fit the 1,797
-# small scans of digits that come with scikit-learn. We change one thing, the
-# number of epochs, so that this takes about a minute on two cores.
+# A `Recipe` holds every number of a training run, and its defaults fit the
+# 1,797 small scans of digits that come with scikit-learn. We change one thing,
+# the number of epochs, so that this takes about a minute on two cores.
 #
-# `train` writes everything into a folder, and resumes if it is started again with
-# the same folder. A new temporary folder makes sure that a rerun of this notebook
-# starts from scratch.
+# `train` writes everything into a folder, and resumes if it is started again
+# with the same folder. A new temporary folder makes sure that a rerun of this
+# notebook starts from scratch.
 
 # %%
 from keras_resnext.training import Recipe
@@ -221,8 +228,9 @@ run = train(recipe, folder, on_epoch=print_epoch)
 # %% [markdown]
 # The digits have a fixed split: 1,437 to train on and 360 for validation, which
 # training never sees. Only the validation curves say how well the network will
-# do on new digits. Training images are shifted at random and their
-# labels smoothed, which keeps the training loss up.
+# do on new digits. Training images are shifted at random, and the network is
+# asked to be a little less than certain (*label smoothing*), which keeps the
+# training loss up.
 
 # %%
 Image(filename=run.learning_curves, width=800)
@@ -242,7 +250,11 @@ assert result.accuracy >= 0.95
 # least probability. Mistakes are red.
 
 # %%
-images, labels = read("digits", classifier.transform)
+digits = open_dataset("digits")
+images, labels = read_images(
+    digits, digits.val_split, classifier.transform, count=result.examples
+)
+images = images.astype("uint8")
 scores = np.stack([p.probabilities for p in classifier.predict(images)])
 hardest = scores[np.arange(len(labels)), labels].argsort()[:10]
 
@@ -264,23 +276,27 @@ plt.show()
 # servers, desktops and browsers. The files include the preprocessing and take
 # pixels in [0, 255], so whoever uses them needs no Keras and no constants.
 #
-# An exporter does not take the converter's word for it. It opens the new file in
-# its own runtime, runs our validation images through it, and compares the answers
-# with those of Keras; a file that disagrees is not written. Class names and
-# transform travel in the file.
+# An exporter does not take the converter's word for it. It opens the new file
+# in its own runtime, runs our validation images through it, and compares its
+# *logits*, the scores before they become probabilities, with those of Keras; a
+# file that disagrees is not written. Class names and transform travel in the
+# file.
 
 # %%
 from keras_resnext.export import to_onnx
 from keras_resnext.export import to_tflite
 
 for export, name in ((to_tflite, "model.tflite"), (to_onnx, "model.onnx")):
-    artifact = export(classifier, folder / "export" / name, images=images)
+    artifact = export(
+        classifier, folder / "export" / name, images=images, overwrite=True
+    )
     agreement = artifact.agreement
     print(
         f"{name}: {artifact.size / 1e6:.2f} MB, largest logit difference "
         f"{agreement.max_logit_difference:.1e}, top-1 agreement "
         f"{agreement.top1_agreement:.2%}"
     )
+    assert agreement.top1_agreement == 1
 
 # %% [markdown]
 # ## Where to go next
@@ -291,13 +307,17 @@ for export, name in ((to_tflite, "model.tflite"), (to_onnx, "model.onnx")):
 #   trained weights, so that a few images are enough.
 #   `Recipe(dataset="photos", image_size=64)` trains from random weights on a
 #   folder `photos/<split>/<class>/<image>`, with the splits `train` and
-#   `validation`. Any image data set of TensorFlow Datasets works by its name,
-#   such as `cifar10`.
+#   `validation`. Data sets of TensorFlow Datasets with one label for each image
+#   work by their name, such as `cifar10`.
 # - **Larger networks.** `Recipe(model="resnext29_8x64d", ...)` is the paper's
 #   CIFAR network; `keras_resnext.ResNeXt` builds any other, and
 #   `help(keras_resnext.ResNeXt)` describes every argument.
 # - **The command line.** `keras-resnext train`, `evaluate`, `predict` and
-#   `export` do all of the above without a line of Python; `keras-resnext --help`
-#   lists them.
-# - **Off to a device.** [Out of Python](08_out_of_python.ipynb) shows the phone,
-#   the page and the server.
+#   `export` do all of the above without a line of Python; `keras-resnext
+#   --help` lists them.
+# - **What it looks at.** [Looking inside](05_looking_inside.ipynb) draws it.
+# - **Boxes and outlines.** [Detection and
+#   segmentation](06_detection_segmentation.ipynb) builds on its feature maps.
+# - **Several devices, and what stops a training.** [Bigger](07_bigger.ipynb).
+# - **Off to a device.** [Out of Python](08_out_of_python.ipynb) shows the
+#   phone, the page and the server; [Share](09_share.ipynb) publishes a model.

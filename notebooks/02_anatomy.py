@@ -16,13 +16,14 @@
 # blocks, then their parameters, multiply-adds, activations, time and memory.
 #
 # Nothing is downloaded, and nothing is trained. It needs
-# `pip install 'keras_resnext[notebooks]'`, and Fashion-MNIST as `make fashion`
+# `pip install '.[notebooks]'` in a clone, and Fashion-MNIST as `make fashion`
 # prepares it. Most of the time goes into measuring.
 
 # %%
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # processors are measured here
 
 # Before keras: it turns oneDNN on, which TensorFlow asks for when it starts.
 import keras_resnext
@@ -199,7 +200,8 @@ wide_up = np.concatenate(up, axis=0)  # 128 x 256
 at_once = relu(relu(x @ wide_down) @ diagonal) @ wide_up
 difference = abs(at_once - as_a_sum).max()
 print(f"values up to {abs(as_a_sum).max():.0f}, difference {difference:.0e}")
-# As many roundings as the three sums have terms, each of at most all sizes.
+# Each of the three sums rounds once for each of its terms, by at most eps times
+# the sum of all absolute values.
 sizes = abs(x) @ abs(wide_down) @ abs(diagonal) @ abs(wide_up)
 terms = channels + cardinality * width + cardinality * width
 assert difference <= 2 * terms * np.finfo("float64").eps * sizes.max()
@@ -286,9 +288,9 @@ for c, d in ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4)):
 classifier = keras_resnext.Classifier.load(
     "resnext29_8x4d_f64", "fashion_mnist"
 )
-pixels, labels = read_images(
-    open_dataset("fashion_mnist"), "test", classifier.transform, count=100
-)
+clothes = open_dataset("fashion_mnist")
+clothes.prepare()
+pixels, labels = read_images(clothes, "test", classifier.transform, count=100)
 images = classifier.transform.normalize(pixels)
 
 
@@ -353,9 +355,9 @@ predictions = {form: tuple(y.argmax(-1)) for form, y in logits.items()}
 assert len(set(predictions.values())) == 1
 
 # %% [markdown]
-# The same answers, the same number of weights, up to five times as many
-# layers, and differences that are nothing but rounding. So you can think in
-# branches and compute in groups.
+# The same answers, the same number of weights, up to five and a half times as
+# many layers, and differences that are nothing but rounding. So you can think
+# in branches and compute in groups.
 
 # %% [markdown]
 # ## One family
@@ -507,8 +509,8 @@ sizes = abs(kernel).sum(axis=(0, 1)).max() * abs(inputs).max()
 assert difference <= 2 * 9 * np.finfo("float32").eps * sizes
 
 # %% [markdown]
-# So the family lies on one line: ResNet has cardinality 1, ResNeXt 32, Xception
-# as many as there are channels.
+# So ResNet, ResNeXt and Xception lie on one line: ResNet has cardinality 1,
+# ResNeXt 32, Xception as many as there are channels.
 
 # %% [markdown]
 # ## What they cost on paper
@@ -747,8 +749,9 @@ print(f"ResNeXt50 beside ResNet50: {gain:+.1f} points of accuracy")
 # Accuracy against cost, as multiply-adds on the left and as measured time on
 # the right; the area of a dot shows the parameters. Up and to the left is
 # better. VGG16 is the most expensive and the least accurate. ResNeXt-50 stands
-# right above ResNet-50: nearly the same cost, and 2.8 points more. Xception and
-# InceptionV3 are about as accurate or better, with larger images.
+# right above ResNet-50 on the left: nearly the same multiply-adds, and 2.8
+# points more. Xception and InceptionV3 are about as accurate or better, with
+# larger images.
 #
 # Read such a plot with care. The networks were trained by different people with
 # different recipes. The fair comparison is that of the paper, which trained

@@ -18,8 +18,8 @@
 # whose records are in the repository. We read them, do the statistics step by
 # step, and train one of the networks live, for a tenth as long.
 #
-# It needs `pip install 'keras_resnext[notebooks]'`, a clone of the repository
-# (for the records), and Fashion-MNIST as `make fashion` prepares it. What a
+# It needs `pip install '.[notebooks]'` in a clone of the repository, which has
+# the records, and Fashion-MNIST as `make fashion` prepares it. What a
 # path and a block are is explained in [02_anatomy](02_anatomy.ipynb).
 
 # %%
@@ -299,8 +299,8 @@ assert np.isclose(p_seeds, stats.ttest_1samp(differences, 0).pvalue)
 #
 # ### Other test images: McNemar's test
 #
-# Two networks agree on most images. Only those count that one network gets
-# right and the other wrong. If the networks were equally good, each such image
+# Two networks agree on most images. Only images that exactly one of them gets
+# right count. If the networks were equally good, each such image
 # would be a coin toss, and **McNemar's test** asks whether the coin looks fair.
 
 # %%
@@ -319,8 +319,9 @@ for seed in seeds:
 # The usual limit is p < 0.05: one in twenty comparisons of equally good
 # networks looks like a difference. We ask five questions, and five chances to
 # be wrong would add up. **Bonferroni's correction** divides the limit by their
-# number: each must reach p < 0.01. We call a difference *shown* if both tests
-# reach it, McNemar's in the median seed.
+# number: each must reach p < 0.01. We call a difference *shown* if both p
+# values are below it. Of McNemar's test, which gives one for each seed, the
+# median counts.
 
 # %%
 published = {

@@ -19,7 +19,7 @@
 # them four times smaller, and opens them in a process that can import neither
 # TensorFlow nor Keras.
 #
-# It needs `pip install 'keras_resnext[notebooks]'` and Fashion-MNIST, which
+# It needs `pip install '.[notebooks]'` in a clone, and Fashion-MNIST, which
 # `make fashion` prepares. Nothing is trained, and nothing is downloaded.
 
 # %%
@@ -194,8 +194,9 @@ by_hand = rms(kernel - rounded) / rms(kernel)
 predicted = rms(step) / np.sqrt(12) / rms(kernel)
 print(f"{name}: {kernel.size:,} weights, {len(step)} steps")
 print(f"error by hand {by_hand:.4%}, by the rule {predicted:.4%}")
-# The mean of n such squares has a standard deviation of 0.9 / sqrt(n), its
-# root of half that: four of these, and 1 in 256 weights is the largest, exact.
+# The mean of n such squares has a relative standard deviation of 0.9 / sqrt(n),
+# its root half of that; we allow four of them. And the largest of each filter's
+# 256 weights is exact.
 tolerance = 4 * 0.45 / np.sqrt(kernel.size) + 1 / 256
 assert abs(by_hand / predicted - 1) < tolerance
 
@@ -363,22 +364,22 @@ for artifact in (artifacts["int8"], mixed):
 assert mixed.size > artifacts["int8"].size
 
 # %% [markdown]
-# The file has grown noticeably, and the logits have come little closer. In this
-# network no layer stands out far enough; where one does, such as a first
+# The file has grown noticeably, and the logits are only slightly closer. In
+# this network no layer stands out far enough; where one does, such as a first
 # convolution with a huge range, excluding it pays. Look at the picture first.
 #
 # If eight bits cost too much accuracy and no single layer is to blame, there is
 # *quantisation-aware training*: the network is trained on with the rounding in
 # place, and learns ranges and weights that suit it. `keras-resnext finetune
 # runs/x --qat` does it for the finished run `runs/x`, and the guide
-# `docs/int8.md` says when it pays.
+# [int8](../docs/int8.md) says when it pays.
 
 # %% [markdown]
 # ## Without Keras
 #
-# Now the other side. This is what the author of an app or a service writes, who
-# has the files and nothing else. Class names and transform are inside: a TFLite
-# file is also a zip archive, and an ONNX file has metadata.
+# Now the other side: what the author of an app or a service writes, with
+# nothing but the files. Class names and transform are inside: a TFLite file is
+# also a zip archive, and an ONNX file has metadata.
 
 # %%
 with zipfile.ZipFile(folder / "model_int8.tflite") as archive:
@@ -434,8 +435,8 @@ print(json.dumps({
     "litert": in_litert.tolist(),
     "onnx": in_onnx.tolist(),
     "imported": [
-        name for name in ("tensorflow", "keras", "keras_resnext")
-        if sys.modules[name] is not None
+        name for name, module in sys.modules.items() if module is not None
+        and name.split(".")[0] in ("tensorflow", "keras", "keras_resnext")
     ],
 }))
 """.lstrip()
@@ -449,12 +450,11 @@ for i, image in enumerate(images[:10]):
 
 def run_alone(*command):
     """What a Python process of its own prints."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 files = folder / "model_int8.tflite", folder / "model.onnx"
@@ -549,7 +549,8 @@ Image(filename=folder / "export" / "report.png", width=900)
 # we look for them, and leave these steps out if they are not there.
 
 # %%
-roots = [Path(keras_resnext.__file__).parents[1], *Path.cwd().parents]
+here = Path.cwd()
+roots = [Path(keras_resnext.__file__).parents[1], here, *here.parents]
 kits = next(
     (
         root / "export"

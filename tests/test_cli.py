@@ -408,6 +408,13 @@ def test_progress_is_shown_in_files_too(capsys, monkeypatch):
     ]
 
 
+def test_a_resumed_run_says_where_it_goes_on(capsys):
+    with training_progress() as (on_step, _):
+        for step in (5, 6):
+            on_step(Progress(2, step, 6, 0.6, 0.5, 0.25, 8.0, 0.01, 4))
+    assert capsys.readouterr().out == "Resumed after step 4 of 6.\n"
+
+
 def test_version_and_completion(run_cli):
     status, output, _ = run_cli("--version")
     assert (status, output) == (

@@ -206,6 +206,7 @@ def finetune(train, shades, tmp_path_factory):
             *("finetune", shades, "--workdir", workdir),
             *("--weights", train.expected, "--batch-size", 8),
             *("--epochs", 3, "--head-epochs", 1, "--save-every-steps", 2),
+            "--deterministic",
         ]
 
     place = tmp_path_factory.mktemp("finetune")

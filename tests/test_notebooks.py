@@ -1,13 +1,18 @@
 """The notebooks run from top to bottom and keep what they promise."""
 
+import base64
+import io
 import os
 import pathlib
 import re
+import resource
+import time
 
 import jupytext
 import nbclient
 import nbformat
 import pytest
+from PIL import Image
 
 import keras_resnext
 from benchmarks import report
@@ -27,6 +32,12 @@ each_notebook = pytest.mark.parametrize(
 )
 
 
+def processor_seconds():
+    """Of all processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -41,6 +52,7 @@ def printed(notebook, stream="stdout"):
 
 
 def pictures(notebook):
+    """PNG files in base64."""
     return [
         output.data["image/png"]
         for cell in code_cells(notebook)
@@ -57,6 +69,10 @@ def execute(tmp_path, monkeypatch):
     data = os.environ.get("TFDS_DATA_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("TFDS_DATA_DIR", data)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Whoever tries to download something fails.
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
 
     def execute(path):
         text = path.read_text()
@@ -84,8 +100,9 @@ def execute(tmp_path, monkeypatch):
     return execute
 
 
-def test_notebooks_are_found():
-    assert NOTEBOOKS
+def test_each_is_a_pair_and_is_checked():
+    texts = {path.stem for path in NOTEBOOKS[0].parent.glob("*.py")}
+    assert texts == {path.stem for path in NOTEBOOKS} == CHECKS.keys()
 
 
 @each_notebook
@@ -111,7 +128,15 @@ def test_text_and_notebook_have_equal_cells(path):
 @pytest.mark.slow
 @each_notebook
 def test_runs(path, execute):
+    started, used = time.perf_counter(), processor_seconds()
     notebook = execute(path)
+    seconds, used = time.perf_counter() - started, processor_seconds() - used
+    print(f"{path.stem}: {seconds:.0f} s, of processors {used:.0f} s")
+    assert used < 600  # five minutes on two cores, whatever else they do
+    assert not re.search(r"^\S*Warning: ", printed(notebook, "stderr"), re.M)
+    for picture in pictures(notebook):
+        colors = Image.open(io.BytesIO(base64.b64decode(picture))).getcolors(9)
+        assert colors is None  # more than nine: not empty
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
     CHECKS[path.stem](notebook)
@@ -137,9 +162,11 @@ def check_bigger(notebook):
     model = keras_resnext.ResNeXt50(weights=None)
     cost = keras_resnext.count_complexity(model)
     assert f"{4 * cost.activations / 1e6:6.0f} MB for one image" in text
-    first = re.findall(r"44 steps, loss ([\d.]+) in the first", text)
-    assert len(first) == 2
-    assert abs(float(first[0]) - float(first[1])) < 1e-4
+    pairs = re.findall(r"^(\d+\.\d{6}) (\d+\.\d{6})$", text, re.M)
+    assert len(pairs) == 4
+    for one, two in pairs:
+        assert abs(float(one) - float(two)) < 1e-4 * float(one)
+    assert re.search(r"^killed: Resumed after step (15|30) of 44\.", text, re.M)
     assert "exit status: -9" in text
     equal, arrays = re.search(r"(\d+) of (\d+) arrays", text).groups()
     assert equal == arrays
@@ -258,7 +285,6 @@ def check_detection_segmentation(notebook):
     shares = re.findall(r"IoU ([\d.]+), ([\d.]+)% of the pixels", text)
     assert len(shares) == 4
     assert abs(sum(float(share) for _, share in shares) - 100) < 0.3
-    assert "equal to the bit" in text
     # Boxes, and masks.
     assert len(pictures(notebook)) == 2
 
@@ -269,8 +295,10 @@ def check_anatomy(notebook):
     for count in ("69,632", "69,760", "69,888", "71,456", "70,144"):
         assert re.search(rf"{count} +{count} ", text)
     # The three forms are right on the same images, in both dtypes.
-    assert len(re.findall(r"(\d+) of 100 right", text)) == 6
-    assert len(set(re.findall(r"(\d+) of 100 right", text))) == 1
+    right = re.findall(r"(\d+) of 100 right", text)
+    assert len(right) == 6
+    assert len({*right}) == 1
+    assert int(right[0]) >= 90  # 95 in the mean; deviation 2.2
     # Paths, different ones, and what Keras' networks cost.
     for line in (
         "VGG16       paths:  1, different ones: 1, shortcut: no",

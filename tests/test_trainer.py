@@ -68,6 +68,7 @@ def test_resuming_ends_where_an_unbroken_run_ends(
     steps = []
     resumed = train(toy_recipe, tmp_path / "x", on_step=steps.append)
     assert [step.step for step in steps] == [7, 8, 9]
+    assert {step.resumed_after for step in steps} == {6}
     for got, want in zip(resumed.history, toy_run.history, strict=True):
         for key in want.keys() - {"images_per_second", "input_wait"}:
             assert got[key] == pytest.approx(want[key], rel=1e-3)

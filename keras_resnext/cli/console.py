@@ -94,6 +94,10 @@ SaveEveryOption = Annotated[
         min=0, help="Steps between checkpoints. Defaults to one epoch."
     ),
 ]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option("--deterministic", help="Reproduce every bit; may be slower."),
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Directory of TensorFlow Datasets' data sets."),
@@ -183,6 +187,12 @@ def training_progress():
                 highlight=False,
             )
         if task is None:
+            if progress.resumed_after:
+                console.print(
+                    f"Resumed after step {progress.resumed_after} of "
+                    f"{progress.steps}.",
+                    highlight=False,
+                )
             # A resumed run starts its clock where it resumes.
             task = bar.add_task(
                 text,

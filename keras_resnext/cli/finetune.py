@@ -7,6 +7,7 @@ import typer
 
 from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
+from keras_resnext.cli.console import DeterministicOption
 from keras_resnext.cli.console import SaveEveryOption
 from keras_resnext.cli.console import StrategyOption
 from keras_resnext.cli.console import console
@@ -64,6 +65,7 @@ def finetune(
     strategy: StrategyOption = "auto",
     save_every_steps: SaveEveryOption = 0,
     on_bad_image: BadImageOption = "error",
+    deterministic: DeterministicOption = False,
     data_dir: DataDirOption = None,
     **fields: str,
 ):
@@ -110,6 +112,7 @@ def finetune(
         data_dir=data_dir,
         save_every_steps=save_every_steps,
         on_bad_image=on_bad_image,
+        deterministic=deterministic,
     )
 
 

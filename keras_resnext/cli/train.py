@@ -8,6 +8,7 @@ import typer
 
 from keras_resnext.cli.console import BadImageOption
 from keras_resnext.cli.console import DataDirOption
+from keras_resnext.cli.console import DeterministicOption
 from keras_resnext.cli.console import SaveEveryOption
 from keras_resnext.cli.console import StrategyOption
 from keras_resnext.cli.console import WorkdirOption
@@ -64,12 +65,7 @@ def train(
         int, typer.Option(min=1, help="Number of checkpoints to keep.")
     ] = 2,
     on_bad_image: BadImageOption = "error",
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Reproduce every bit; may be slower."
-        ),
-    ] = False,
+    deterministic: DeterministicOption = False,
     data_dir: DataDirOption = None,
     **fields: str,
 ):

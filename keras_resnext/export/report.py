@@ -287,7 +287,7 @@ def export_files(
     preprocessing: str | keras.Layer | None = "auto",
     labels: Sequence[str] | None = None,
     transform: EvalTransform | None = None,
-    on_file: Callable[[pathlib.Path], None] = lambda path: None,
+    on_file: Callable[[pathlib.Path], None] | None = None,
 ) -> Report:
     """Write, verify and measure the files of a plan, and report on them.
 
@@ -306,7 +306,7 @@ def export_files(
         preprocessing: See `to_saved_model`. Defaults to `"auto"`.
         labels: Class names. Defaults to those of the `Classifier`.
         transform: See the exporters. Defaults to that of the `Classifier`.
-        on_file: Called with each path before it is written.
+        on_file: Called with each path before it is written. Defaults to `None`.
 
     Returns:
         A `Report`, as in `report.json`.
@@ -330,7 +330,8 @@ def export_files(
     files = []
     with held(plan.folder, argument="folder") as check_folder:
         for (format, quantize), name in plan.files.items():
-            on_file(plan.folder / name)
+            if on_file is not None:
+                on_file(plan.folder / name)
             files.append(
                 _export_file(
                     session, plan, format, quantize, calibration, classes

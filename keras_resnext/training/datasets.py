@@ -108,6 +108,11 @@ class ImageData:
         if self.is_folder:
             return self.folder.sizes
         splits = self.builder.info.splits
+        if not splits:
+            raise ValueError(
+                "`dataset` must be prepared, by `prepare()`; "
+                f"{self.name} is not."
+            )
         sizes = {name: split.num_examples for name, split in splits.items()}
         if self.val_fraction and sizes.get("train"):
             images = sizes["train"]
@@ -338,7 +343,7 @@ def read_images(
     split: str,
     transform: EvalTransform,
     *,
-    count: int,
+    count: int | None = None,
     shuffle_seed: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read some images of a split into memory.
@@ -347,7 +352,7 @@ def read_images(
         data: A prepared `ImageData`.
         split: Name of the split.
         transform: An `EvalTransform`.
-        count: Maximum number of images.
+        count: Maximum number of images. Defaults to `None`, all.
         shuffle_seed: Seed of a random choice; `None` for the first images.
             Defaults to `None`.
 
@@ -363,7 +368,9 @@ def read_images(
     >>> transform = EvalTransform.from_crop_pct(16)
     >>> images, labels = read_images(data, "train", transform, count=100)
     """
-    examples = data.encoded(split, shuffle_seed=shuffle_seed).take(count)
+    examples = data.encoded(split, shuffle_seed=shuffle_seed)
+    if count is not None:
+        examples = examples.take(count)
     images, labels = [], []
     for name, encoded, label in examples.as_numpy_iterator():
         try:

@@ -63,6 +63,8 @@ class Progress:
         images_per_second: Training speed in this epoch.
         input_wait: Fraction of the time that was spent waiting for images;
             `None` with `deterministic`, which rules out measuring it.
+        resumed_after: Steps that were done when this process took over; 0 in
+            a new run. Defaults to 0.
 
     Example:
 
@@ -77,6 +79,7 @@ class Progress:
     accuracy: float
     images_per_second: float
     input_wait: float | None
+    resumed_after: int = 0
 
 
 def train(
@@ -440,6 +443,7 @@ class _Training:
                 f"ones that they can read in {self.run.checkpoints} are of "
                 f"steps {', '.join(map(str, restored))}."
             )
+        self.resumed_after = int(self.step)
         self._check_result()
 
     def _check_result(self):
@@ -591,6 +595,7 @@ class _Training:
             accuracy=float(totals[steps.CORRECT] / images),
             images_per_second=steps_per_second * self.recipe.batch_size,
             input_wait=None if self.options.deterministic else waited,
+            resumed_after=self.resumed_after,
         )
 
     def _check_finite(self, step):
