@@ -96,7 +96,9 @@ def write_figures(app):
     """Tables of what the package has and what was measured."""
     head = ("network", "weights", "for", "top-1", "pixels", "licence")
     rows = [f"| {' | '.join(head)} |", "|---|---|---|--:|--:|---|"]
-    for record in keras_resnext.list_weights():
+    records = keras_resnext.list_weights()
+    models = list(dict.fromkeys(record.model for record in records))
+    for record in sorted(records, key=lambda r: models.index(r.model)):
         tag = f"`{record.tag}`" + ", no top" * (not record.include_top)
         cells = (
             *(record.model, tag, record.dataset, f"{record.top1:.2f}"),

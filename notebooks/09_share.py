@@ -175,25 +175,25 @@ pictures unlike those of Fashion-MNIST.
 #
 # Not everybody has Keras. The `.tflite` and `.onnx` files that `export_files`
 # writes may go into the same repository; [Out of
-# Python](08_out_of_python.ipynb) explains them. `push_to_hub` runs each once
-# more before it publishes it: a file of an older model must not go with this
-# one.
-#
-# That comparison uses drawn pictures in many colours, because it has no others.
-# An int8 file has fixed ranges; of one calibrated on grey clothes they are too
-# narrow for such drawings, and it is refused, although it is right for clothes.
-# So we publish eight bits in their other form, `dynamic`, which takes its
-# ranges from each picture.
+# Python](08_out_of_python.ipynb) explains them. Beside them is `report.json`,
+# which says of which weights they are: `push_to_hub` refuses files of a model
+# that was trained further since, and files that have changed.
 
 # %%
 clothes = open_dataset("fashion_mnist")
 images, classes = read_images(clothes, "test", classifier.transform, count=300)
-plan = plan_files(folder / "export", ["tflite", "onnx"], [None, "dynamic"])
+calibration, _ = read_images(
+    clothes, "train", classifier.transform, count=100, shuffle_seed=0
+)
+plan = plan_files(
+    folder / "export", ["tflite", "onnx"], [None, "int8"], overwrite=True
+)
 report = export_files(
     classifier,
     plan,
     images=images,
     classes=classes,
+    calibration=calibration,
 )
 assert all(file.passed for file in report.files)
 print(", ".join(plan.files.values()))
@@ -380,7 +380,7 @@ assert difference <= 0.5 * 1e-4 * np.abs(logits).max()
 # The third takes a file for a phone and needs neither. It carries its labels.
 
 # %%
-with zipfile.ZipFile(repository / "model_dynamic.tflite") as archive:
+with zipfile.ZipFile(repository / "model_int8.tflite") as archive:
     assert archive.read("labels.txt").decode().split("\n")[:10] == (
         classifier.labels
     )

@@ -163,9 +163,9 @@ def check_bigger(notebook):
     cost = keras_resnext.count_complexity(model)
     assert f"{4 * cost.activations / 1e6:6.0f} MB for one image" in text
     pairs = re.findall(r"^(\d+\.\d{6}) (\d+\.\d{6})$", text, re.M)
-    assert len(pairs) == 4
+    assert len(pairs) == 3
     for one, two in pairs:
-        assert abs(float(one) - float(two)) < 1e-4 * float(one)
+        assert abs(float(one) - float(two)) < 1e-3 * float(one)
     assert re.search(r"^killed: Resumed after step (15|30) of 44\.", text, re.M)
     assert "exit status: -9" in text
     equal, arrays = re.search(r"(\d+) of (\d+) arrays", text).groups()
@@ -205,7 +205,7 @@ def check_share(notebook):
     assert f"value: {accuracy}\n      name: Top-1 accuracy" in text
     assert f"license: {record.license}\n" in text
     assert f"{record.parameters:,} trained values" in text
-    assert "no paths in 10 files" in text
+    assert "no paths in 11 files" in text
     assert re.search(r"^this package: .* at most\nplain Keras: ", text, re.M)
     assert "`license` must be None or apache-2.0" in text
     licenses = [weights.license for weights in keras_resnext.list_weights()]

@@ -360,9 +360,15 @@ def test_exports_go_along(hub, classifier, tmp_path):
 
     other = make_classifier()
     randomize(other.model, seed=1)
-    with pytest.raises(ValueError, match="`exports` must be files of the"):
+    with pytest.raises(ValueError, match="written with other weights"):
         keras_resnext.push_to_hub(
             other, "user/others", exports=tmp_path / "out"
+        )
+    with (tmp_path / "out" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="model.onnx has changed since"):
+        keras_resnext.push_to_hub(
+            classifier, "user/others", exports=tmp_path / "out"
         )
     assert "user/others" not in hub.repositories
     # Pushed again without: the old model's files do not stay.

@@ -191,7 +191,7 @@ def _print_result(run):
             f"they are missing. Its {run.model_file.name} is ready."
         )
     entry = run.history[-1]
-    line = f"{run.path}: {epochs} epochs done"
+    line = f"{run.path}: {epochs} epoch{'s' * (epochs > 1)} done"
     if run.recipe.early_stopping_patience:
         entry = run.best_epoch
         line += f", the best is {entry['epoch']}"

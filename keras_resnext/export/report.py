@@ -1,6 +1,7 @@
 """Several files of one model, verified and measured on the same images."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,7 @@ from keras_resnext.files import held
 from keras_resnext.files import staged
 from keras_resnext.images import MAX_PIXELS
 from keras_resnext.images import check_max_pixels
+from keras_resnext.inspection import weights_digest
 from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
@@ -118,6 +120,7 @@ class FileReport:
         passed: Whether it was verified; if not, it was not written.
         error: Why it was refused, or `None`.
         bytes: Size on disk, in bytes.
+        sha256: Of the file's content; `None` for a SavedModel, a folder.
         agreement: How closely its outputs agree with Keras'.
         limits: The limits that `agreement` was held to.
         accuracy: Share of the images that it classifies correctly.
@@ -135,6 +138,7 @@ class FileReport:
     passed: bool
     error: str | None = None
     bytes: int | None = None
+    sha256: str | None = None
     agreement: Agreement | None = None
     limits: Limits | None = None
     accuracy: float | None = None
@@ -161,6 +165,7 @@ class Report:
 
     Args:
         model: Name of the model.
+        weights_sha256: Its weights, see `inspection.weights_digest`.
         input: What the files take, see `Artifact`.
         images: Number of images that were compared.
         threads: Threads used for the latency.
@@ -176,6 +181,7 @@ class Report:
     """
 
     model: str
+    weights_sha256: str
     input: str
     images: int
     threads: int
@@ -339,6 +345,7 @@ def export_files(
             )
         report = Report(
             model=session.model.name,
+            weights_sha256=weights_digest(session.model),
             input=session.input_description,
             images=len(session.images),
             threads=plan.threads,
@@ -376,9 +383,15 @@ def _export_file(session, plan, format, quantize, calibration, classes):
         path=str(path),
         passed=error is None,
         error=error,
+        sha256=_sha256(path) if error is None and path.is_file() else None,
         **measured,
         **cost,
     )
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file_names(formats, quantizations):
