@@ -122,9 +122,9 @@ class Classifier:
             `None`: for a model of square RGB images, the largest centred
             square, resized; then, for networks of this package's builders,
             ImageNet's normalisation, and none for a model that normalises
-            pixels itself (see `keras_resnext.inspection.input_kind`). Where
-            the layers do not say which, there is no default, and predicting
-            and evaluating need the argument.
+            pixels itself (see `keras_resnext.inspection.input_kind`). If the
+            layers do not tell these apart, there is no default, and `predict`
+            raises an error that asks for this argument.
         record: The published weights it was loaded with, if any. Of those on
             the Hugging Face Hub, `record.revision` is the commit.
 

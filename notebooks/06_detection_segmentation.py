@@ -427,6 +427,10 @@ assert right > 0.5 * boxes
 assert right > 0.5 * objects
 
 # %% [markdown]
+# Nearly every object is found. The wrong boxes are mostly second ones for an
+# object, which overlap the first too little to be suppressed; longer training
+# makes them rarer.
+#
 # ## A segmenter: DeepLabV3
 #
 # DeepLabV3 looks at the last map with convolutions of several dilations side by
