@@ -172,7 +172,7 @@ def measure_steps(
     The networks take turns in one process.
 
     Args:
-        networks: Name, images in a batch, and their size, of each.
+        networks: Name, batch size and image size of each network.
         rounds: Turns of each state.
         calls: Steps in a turn, of which the first is not counted.
 

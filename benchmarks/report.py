@@ -263,6 +263,10 @@ def times_table(results):
 
     Args:
         results: One class of CPU's, see `stored_results`.
+
+    Returns:
+        A row for each group, and a column for each software; of several
+        subjects, the fastest counts.
     """
     columns = {
         "ours": (*OURS, *LOOP),

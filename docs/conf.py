@@ -20,6 +20,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras_resnext  # noqa: E402
 from benchmarks import report  # noqa: E402
+from keras_resnext.files import staged  # noqa: E402
 
 project = "keras_resnext"
 release = keras_resnext.__version__
@@ -100,8 +101,9 @@ def write_figures(app):
     models = list(dict.fromkeys(record.model for record in records))
     for record in sorted(records, key=lambda r: models.index(r.model)):
         tag = f"`{record.tag}`" + ", no top" * (not record.include_top)
+        top1 = "" if record.top1 is None else f"{record.top1:.2f}"
         cells = (
-            *(record.model, tag, record.dataset, f"{record.top1:.2f}"),
+            *(record.model, tag, record.dataset, top1),
             *(f"{record.image_size}", record.license),
         )
         rows.append(f"| {' | '.join(cells)} |")
@@ -111,10 +113,9 @@ def write_figures(app):
 
 
 def write_page(name, text):
-    """A page that others include."""
-    page = ROOT / "build" / name
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(text)
+    """A page that others include; builds side by side share it."""
+    with staged(ROOT / "build" / name, overwrite=True) as page:
+        page.write_text(text)
 
 
 def write_formula(display):

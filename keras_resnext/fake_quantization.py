@@ -18,7 +18,7 @@ SMALLEST_STEP = 1e-12 / 127
 # And for what is always zero.
 _SMALLEST_RANGE = 1e-6
 # Filters scaled by less are not scaled while statistics are taken, because
-# their outputs are divided by it again; trained batch norms have such ones.
+# they are divided by it again; trained batch norms have such ones.
 _SMALLEST_SCALE = 1e-6
 
 
@@ -429,7 +429,7 @@ class QuantizedConv2D(GroupedConv2D):
         scale = tf.stop_gradient(self._scale())
         scale = tf.where(tf.abs(scale) > _SMALLEST_SCALE, scale, 1.0)
         kernel = self._rounded_kernel(self.kernel * scale)
-        # Dividing the kernel divides the outputs, which are larger.
+        # Dividing the kernel divides the outputs, which are mostly larger.
         outputs = self.convolution_op(inputs, kernel / scale)
         if self.bias is not None:
             outputs += self.bias

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -114,6 +115,22 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         )
     _clean_up(path.parent)
     _check_free(path, overwrite)
+
+
+def file_hash(path: str | os.PathLike[str], kind: str = "sha256") -> str:
+    """A hash of a file's content, in hexadecimal.
+
+    Args:
+        path: The file.
+        kind: Name of the hash. Defaults to `"sha256"`.
+
+    Example:
+
+    >>> len(file_hash("photo.jpg"))
+    64
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def add_line(path: str | os.PathLike[str], line: str) -> None:

@@ -1,6 +1,5 @@
 """What a built model is: its graph, its images, its outputs."""
 
-import hashlib
 from collections.abc import Iterator
 
 import keras
@@ -20,27 +19,6 @@ _NOISE = 0.25
 _NORMALIZED_SPAN = 64
 # Pixels less their mean go about as far below zero.
 _MEAN_LEVEL = 16
-
-
-def weights_digest(model: keras.Model) -> str:
-    """A fingerprint of all weights, statistics of batch norm included.
-
-    Args:
-        model: The model.
-
-    Returns:
-        SHA-256 of the values in the order of `model.weights`, in hexadecimal.
-
-    Example:
-
-    >>> len(weights_digest(model))
-    64
-    """
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        values = keras.ops.convert_to_numpy(weight)
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
 
 
 def output_layer(model: keras.Model, index: int = 0) -> keras.Layer:

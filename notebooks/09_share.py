@@ -176,8 +176,8 @@ pictures unlike those of Fashion-MNIST.
 # Not everybody has Keras. The `.tflite` and `.onnx` files that `export_files`
 # writes may go into the same repository; [Out of
 # Python](08_out_of_python.ipynb) explains them. Beside them is `report.json`,
-# which says of which weights they are: `push_to_hub` refuses files of a model
-# that was trained further since, and files that have changed.
+# which has a *fingerprint* of the classifier that they are of: `push_to_hub`
+# refuses files of one that was trained further since, and files that changed.
 
 # %%
 clothes = open_dataset("fashion_mnist")

@@ -6,7 +6,6 @@ TensorFlow's C++ code writes nothing is announced: that is watched for.
 """
 
 import collections
-import functools
 import json
 import os
 import pathlib
@@ -160,14 +159,10 @@ def main():
     job = json.loads(sys.argv[1])
     sys.argv[:2] = ["keras-resnext"]
     from keras_resnext import cli
-    from keras_resnext.cli import finetune
     from keras_resnext.training import trainer
     from keras_resnext.training.checkpoints import Checkpoints
 
     killer = _Killer(**job)
-    finetune.run_training = functools.partial(
-        finetune.run_training, deterministic=True
-    )
     restore, run_steps = Checkpoints.restore, trainer._Training._run_steps
 
     def restored(self):

@@ -19,12 +19,10 @@ import importlib.util
 import inspect
 import io
 import json
-import os
 import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import textwrap
 import types
@@ -516,33 +514,3 @@ def test_cheap_commands(here, run_cli):
         status, output, errors = run_cli(*command.split())
         assert status == 0, errors
         assert output, command
-
-
-# The site.
-
-
-@pytest.mark.integration
-def test_site_has_every_public_name(tmp_path):
-    """Built as by `make docs`, without running the notebooks."""
-    from sphinx.util.inventory import InventoryFile
-
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"),
-            *("-c", "docs", "-b", "html", "-d", tmp_path / "doctrees"),
-            *(".", tmp_path / "site"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "NOTEBOOKS": "off"},
-        check=True,
-        timeout=300,
-    )
-    with open(tmp_path / "site" / "objects.inv", "rb") as file:
-        inventory = InventoryFile.load(file, "", os.path.join)
-    found = {
-        name
-        for kind, entries in inventory.items()
-        if kind.startswith("py:")
-        for name in entries
-    }
-    assert {*DOCUMENTED, *EXAMPLES} - found == set()

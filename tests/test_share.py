@@ -1,5 +1,6 @@
 """Publishing: pushed by the Hub's own client, opened by every reader."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ from scipy.stats import binomtest
 
 import keras_resnext
 from keras_resnext.classifier import Classifier
+from keras_resnext.export import Session
 from keras_resnext.export import export_files
 from keras_resnext.export import plan_files
 from keras_resnext.training.evaluation import Evaluation
@@ -343,8 +345,51 @@ def test_dry_run_writes_the_folder(classifier, tmp_path, monkeypatch):
         keras_resnext.push_to_hub(classifier, "user/beasts", dry_run=folder)
 
 
+def test_fingerprints_tell_what_files_would_differ(classifier, tmp_path):
+    def of(changed=None, model=None, **options):
+        changed = changed or classifier
+        if model is not None:
+            changed = Classifier(model, changed.labels, changed.transform)
+        return Session(changed, **options).fingerprint
+
+    def twin(**arguments):
+        """The same weights in another network."""
+        other = make_classifier(**arguments).model
+        other.set_weights(classifier.model.get_weights())
+        return other
+
+    expected = of()
+    classifier.save(tmp_path / "same.keras")
+    frozen = twin(name=classifier.model.name)
+    frozen.layers[1].trainable = False
+    for same in (
+        of(Classifier.load(tmp_path / "same.keras")),
+        of(model=frozen),
+        of(images=np.zeros((1, 64, 64, 3), "uint8")),
+    ):
+        assert same == expected
+    moved = twin()
+    moved.layers[-1].bias.assign_add([1e-3] + [0] * (len(LABELS) - 1))
+    transform = dataclasses.replace(classifier.transform, resize_size=80)
+    others = [
+        of(model=moved),
+        of(model=twin(output_stride=8)),
+        of(preprocessing=None),
+        of(Classifier(classifier.model, LABELS[::-1], classifier.transform)),
+        of(Classifier(classifier.model, LABELS, transform)),
+        of(
+            Classifier(
+                twin(input_shape=(32, 32, 3)),
+                LABELS,
+                dataclasses.replace(classifier.transform, image_size=32),
+            )
+        ),
+    ]
+    assert len({expected, *others}) == 1 + len(others)
+
+
 @pytest.mark.integration
-def test_exports_go_along(hub, classifier, tmp_path):
+def test_exports_go_along(hub, classifier, run_cli, tmp_path):
     plan = plan_files(tmp_path / "out", ["tflite", "onnx"], [None, "float16"])
     export_files(classifier, plan)
     keras_resnext.push_to_hub(
@@ -360,13 +405,21 @@ def test_exports_go_along(hub, classifier, tmp_path):
 
     other = make_classifier()
     randomize(other.model, seed=1)
-    with pytest.raises(ValueError, match="written with other weights"):
+    with pytest.raises(ValueError, match="the classifier as it is"):
         keras_resnext.push_to_hub(
             other, "user/others", exports=tmp_path / "out"
         )
+    classifier.save(tmp_path / "beasts.keras")
+    command = ["push", tmp_path / "beasts.keras", "user/others", "--exports"]
+    dry_run = tmp_path / "card"
+    status, _, errors = run_cli(
+        *command, tmp_path / "out", "--dry-run", dry_run, "--no-evaluate"
+    )
+    assert status == 0, errors
+    assert (dry_run / "model.onnx").read_bytes() == files["model.onnx"]
     with (tmp_path / "out" / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(ValueError, match="model.onnx has changed since"):
+    with pytest.raises(ValueError, match="model.onnx has changed"):
         keras_resnext.push_to_hub(
             classifier, "user/others", exports=tmp_path / "out"
         )

@@ -11,8 +11,11 @@ import urllib.parse
 from html.parser import HTMLParser
 
 import pytest
+from sphinx.util.inventory import InventoryFile
 
 from tests.browser import open_browser
+from tests.test_documentation import DOCUMENTED
+from tests.test_documentation import EXAMPLES
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +47,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in {"href", "src"}:
-                self.links.append(value)
+                self.links.append((tag, value))
             elif name in {"id", "name"}:
                 self.anchors.add(value)
 
@@ -73,14 +76,28 @@ def browser():
         yield browser
 
 
+def test_every_public_name_is_there(site):
+    with open(site / "objects.inv", "rb") as file:
+        inventory = InventoryFile.load(file, "", os.path.join)
+    found = {
+        name
+        for kind, entries in inventory.items()
+        if kind.startswith("py:")
+        for name in entries
+    }
+    assert {*DOCUMENTED, *EXAMPLES} - found == set()
+
+
 def test_no_link_is_broken(site):
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert {site / path for path in PAGES.values()} <= pages.keys()
     broken = []
     for path, page in pages.items():
-        for link in page.links:
+        for tag, link in page.links:
             url = urllib.parse.urlparse(link)
             if url.scheme or url.netloc:
+                # Links may lead away; scripts, styles and pictures are here.
+                assert (tag, url.scheme) in {("a", "https"), ("a", "http")}
                 continue
             target = path
             if url.path:
@@ -97,7 +114,7 @@ def test_no_link_is_broken(site):
     assert sum(len(page.links) for page in pages.values()) > 1000
 
 
-def test_nothing_is_loaded_from_elsewhere(site, browser):
+def test_pages_load_without_a_network(site, browser):
     for path in PAGES.values():
         browser("open", url=(site / path).as_uri())
         log = browser("log")

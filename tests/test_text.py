@@ -112,7 +112,7 @@ def test_in_pictures(tmp_path):
     )
     report = Report(
         model=NAMES[7],
-        weights_sha256="",
+        fingerprint="",
         input="",
         images=1,
         threads=1,

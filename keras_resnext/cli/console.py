@@ -158,7 +158,7 @@ def progress_bar(unit):
 
 @contextlib.contextmanager
 def training_progress():
-    """A bar over the whole run, and a line for each epoch.
+    """A bar over the whole run, and a line for each epoch and for resuming.
 
     Where the output is no terminal, a line a minute stands for the bar.
     """
@@ -178,6 +178,12 @@ def training_progress():
             f"loss {progress.loss:.3f} accuracy {progress.accuracy:.3f} "
             f"{progress.images_per_second:.0f} images/s"
         )
+        if task is None and progress.resumed_after:
+            console.print(
+                f"Resumed after step {progress.resumed_after} of "
+                f"{progress.steps}.",
+                highlight=False,
+            )
         now = time.monotonic()
         if not console.is_terminal and now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
@@ -187,12 +193,6 @@ def training_progress():
                 highlight=False,
             )
         if task is None:
-            if progress.resumed_after:
-                console.print(
-                    f"Resumed after step {progress.resumed_after} of "
-                    f"{progress.steps}.",
-                    highlight=False,
-                )
             # A resumed run starts its clock where it resumes.
             task = bar.add_task(
                 text,

@@ -1,7 +1,6 @@
 """Several files of one model, verified and measured on the same images."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -34,11 +33,11 @@ from keras_resnext.export.verify import require_runtime
 from keras_resnext.extras import require
 from keras_resnext.files import check_free
 from keras_resnext.files import check_not_held
+from keras_resnext.files import file_hash
 from keras_resnext.files import held
 from keras_resnext.files import staged
 from keras_resnext.images import MAX_PIXELS
 from keras_resnext.images import check_max_pixels
-from keras_resnext.inspection import weights_digest
 from keras_resnext.transforms import EvalTransform
 
 _REPORT, _PICTURE = "report.json", "report.png"
@@ -165,7 +164,7 @@ class Report:
 
     Args:
         model: Name of the model.
-        weights_sha256: Its weights, see `inspection.weights_digest`.
+        fingerprint: See `Session`.
         input: What the files take, see `Artifact`.
         images: Number of images that were compared.
         threads: Threads used for the latency.
@@ -181,7 +180,7 @@ class Report:
     """
 
     model: str
-    weights_sha256: str
+    fingerprint: str
     input: str
     images: int
     threads: int
@@ -345,7 +344,7 @@ def export_files(
             )
         report = Report(
             model=session.model.name,
-            weights_sha256=weights_digest(session.model),
+            fingerprint=session.fingerprint,
             input=session.input_description,
             images=len(session.images),
             threads=plan.threads,
@@ -383,15 +382,10 @@ def _export_file(session, plan, format, quantize, calibration, classes):
         path=str(path),
         passed=error is None,
         error=error,
-        sha256=_sha256(path) if error is None and path.is_file() else None,
+        sha256=file_hash(path) if error is None and path.is_file() else None,
         **measured,
         **cost,
     )
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file_names(formats, quantizations):

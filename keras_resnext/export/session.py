@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -140,6 +141,24 @@ class Session:
             self.transform,
             self.images,
         )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides what the files compute and carry.
+
+        That is layers and weights, the shape of the images, what is done to
+        them, class names and transform; neither names nor dtypes of layers.
+        """
+        about = [
+            *(self.shape, self.input_description, self.attachments),
+            *map(_settings, layers_of(self.model)),
+        ]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for weight in self.model.weights:
+            values = keras.ops.convert_to_numpy(weight)
+            digest.update(str(values.shape).encode())
+            digest.update(np.ascontiguousarray(values, "float32").data)
+        return digest.hexdigest()
 
     @functools.cached_property
     def reference(self) -> Reference:
@@ -394,6 +413,21 @@ class Session:
             return {k: v.numpy() for k, v in predict(pixels).items()}
 
         return in_batches(run)(self.images)
+
+
+def _settings(layer):
+    """Class and numbers of a layer, as far as it tells them."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:  # a layer of the user's
+        config = {}
+    return [type(layer).__name__] + [
+        [name, value if isinstance(value, (list, tuple)) else repr(value)]
+        for name, value in config.items()
+        if name not in {"name", "dtype", "trainable"}
+        and isinstance(value, (int, float, str, list, tuple))
+        and not isinstance(layer, keras.Model)  # of its own layers, then
+    ]
 
 
 def check_path(path, format) -> None:

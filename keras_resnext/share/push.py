@@ -67,8 +67,9 @@ def push_to_hub(
         description: Paragraphs for the card, in Markdown: what it was trained
             on, what it is for, where it fails. Defaults to none.
         exports: A folder that `keras_resnext.export.export_files` wrote; its
-            verified `.tflite` and `.onnx` files are published too. They must be
-            of the classifier's weights and unchanged. Defaults to `None`.
+            verified `.tflite` and `.onnx` files are published too. They must
+            have been exported from this very classifier, without options that
+            change what they take, and be unchanged since. Defaults to `None`.
         private: Whether a new repository is private. Defaults to `None`, the
             owner's default.
         overwrite: Whether to replace an existing repository's files. Exported

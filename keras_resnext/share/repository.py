@@ -1,6 +1,5 @@
 """The files of a repository: weights, configuration and exports."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -16,10 +15,11 @@ import numpy as np
 from keras_resnext.classifier import CONFIG_FILE
 from keras_resnext.classifier import Classifier
 from keras_resnext.extras import first_line
+from keras_resnext.files import file_hash
 from keras_resnext.inspection import check_classifier
 from keras_resnext.inspection import image_size
 from keras_resnext.inspection import input_kind
-from keras_resnext.inspection import weights_digest
+from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.names import CLASSIFIER
 from keras_resnext.names import DEFAULT_FILTERS
 from keras_resnext.names import STEM
@@ -87,6 +87,11 @@ def check_shareable(classifier: Classifier) -> None:
             "`classifier` must be a network of this package's builders, with "
             "its top, whose transform normalises; push the network itself, "
             f"without the layers around it; got {model.name}."
+        )
+    if is_quantization_aware(model):
+        raise ValueError(
+            "`classifier` must be in floating point; push the run that "
+            f"{model.name} was trained on from, and its int8 files elsewhere."
         )
     if "conv1_bn" not in layers:
         raise ValueError(
@@ -277,7 +282,7 @@ def read_exports(
         ]
         public = {
             name: report[name]
-            for name in ("model", "weights_sha256", "input", "images")
+            for name in ("model", "fingerprint", "input", "images")
         }
     except (
         *(OSError, KeyError, RecursionError),
@@ -306,28 +311,25 @@ def read_exports(
 
 
 def _check_exports(report, files, classifier):
-    """Refuse files of another model, or of this one before it was trained on.
+    """Refuse files of another model, or of this model before more training.
 
-    Their report was written when they were verified.
+    What they compute was compared when their report was written.
     """
-    name = classifier.model.name
-    if report["model"] != name:
+    # Here, because it needs TensorFlow, and sharing a model does not.
+    from keras_resnext.export import Session
+
+    if report["fingerprint"] != Session(classifier).fingerprint:
         raise ValueError(
-            f"`exports` must be files of {name}; got those of "
-            f"{report['model']}."
-        )
-    if report["weights_sha256"] != weights_digest(classifier.model):
-        raise ValueError(
-            "`exports` must be files of the classifier; they were written with "
-            "other weights. Export it again."
+            "`exports` must be of the classifier as it is, with its weights, "
+            "preprocessing, class names and transform; those of "
+            f"{report['model']} are not. Export it again, without options "
+            "that change these."
         )
     for file in files:
-        with file.path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.numbers["sha256"]:
+        if file_hash(file.path) != file.numbers["sha256"]:
             raise ValueError(
-                f"`exports` must be as export_files wrote it; {file.path} has "
-                "changed since."
+                "Files in `exports` must be unchanged since export_files wrote "
+                f"them; {file.path} has changed."
             )
 
 

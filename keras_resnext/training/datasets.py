@@ -110,8 +110,8 @@ class ImageData:
         splits = self.builder.info.splits
         if not splits:
             raise ValueError(
-                "`dataset` must be prepared, by `prepare()`; "
-                f"{self.name} is not."
+                f"`dataset` must be prepared; call `prepare()` of {self.name} "
+                "first."
             )
         sizes = {name: split.num_examples for name, split in splits.items()}
         if self.val_fraction and sizes.get("train"):
@@ -138,7 +138,8 @@ class ImageData:
         """Number of images in a split.
 
         Raises:
-            ValueError: if there is no such split.
+            ValueError: if there is no such split, or the data set is not
+                prepared.
         """
         sizes = self._sizes
         if split not in sizes:

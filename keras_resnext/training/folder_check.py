@@ -1,6 +1,5 @@
 """What is wrong with a folder of images, before training begins."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from collections.abc import Hashable
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_resnext.files import file_hash
 from keras_resnext.images import IMAGE_SUFFIXES
 from keras_resnext.training.folders import VAL_SPLITS
 from keras_resnext.training.folders import ImageFolder
@@ -62,7 +62,7 @@ def identical_files(paths: Sequence[str]) -> list[list[str]]:
     [['a.jpg', 'copy of a.jpg']]
     """
     groups = [paths]
-    for key in (os.path.getsize, _middle, _digest):
+    for key in (os.path.getsize, _middle, file_hash):
         groups = [same for group in groups for same in _alike(group, key)]
     return groups
 
@@ -82,11 +82,6 @@ def _middle(path):
     with open(path, "rb", buffering=0) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _PIECE) // 2)
         return file.read(_PIECE)
-
-
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _skipped_lines(folder):

@@ -63,8 +63,8 @@ class Progress:
         images_per_second: Training speed in this epoch.
         input_wait: Fraction of the time that was spent waiting for images;
             `None` with `deterministic`, which rules out measuring it.
-        resumed_after: Steps that were done when this process took over; 0 in
-            a new run. Defaults to 0.
+        resumed_after: Steps already done when this process resumed the run; 0
+            in a new one. Defaults to 0.
 
     Example:
 

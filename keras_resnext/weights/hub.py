@@ -12,7 +12,6 @@ torch.
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import http.client
 import os
 import pathlib
@@ -26,6 +25,7 @@ import urllib.request
 
 from keras_resnext.extras import first_line
 from keras_resnext.extras import require
+from keras_resnext.files import file_hash
 from keras_resnext.files import staged
 from keras_resnext.quiet import quiet
 from keras_resnext.weights import gate
@@ -190,7 +190,7 @@ def pin(record: WeightsRecord) -> WeightsRecord:
 
 def _find_installed(record):
     path = _INSTALLED / record.address
-    if not path.is_file() or _hash(path, "sha256") != record.sha256:
+    if not path.is_file() or file_hash(path, "sha256") != record.sha256:
         raise ValueError(
             f"{path} must be the published file of {record.name}; it is "
             "missing or was changed. Reinstall keras_resnext."
@@ -398,7 +398,7 @@ def _check_opens(path):
 
 def _check_first(path, note):
     """Compare a file with the first download, or note it as the first."""
-    actual = _hash(path, "sha256")
+    actual = file_hash(path, "sha256")
     with contextlib.suppress(OSError):
         first = note.read_text().strip()
         if re.fullmatch("[0-9a-f]{64}", first):
@@ -412,7 +412,7 @@ def _check_first(path, note):
 
 
 def _check_hash(path, kind, expected, remove):
-    _compare(path, kind, _hash(path, kind), expected, remove)
+    _compare(path, kind, file_hash(path, kind), expected, remove)
 
 
 def _compare(path, kind, actual, expected, remove, note=None):
@@ -440,11 +440,6 @@ def _refuse(path, expected, remove):
         f"{path} must be {expected}. It "
         + ("was deleted." if removed else "could not be deleted.")
     )
-
-
-def _hash(path, kind):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _download(record, address, path, kind):

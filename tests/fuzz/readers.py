@@ -401,7 +401,7 @@ def _read_exports(path):
 def _reports():
     report = {
         "model": model().name,
-        "weights_sha256": "0" * 64,
+        "fingerprint": "0" * 64,
         "input": {"shape": [8, 8, 3]},
         "images": 4,
         "files": [
@@ -409,9 +409,19 @@ def _reports():
                 "path": "model.tflite",
                 "passed": True,
                 "format": "tflite",
+                "quantize": None,
                 "bytes": 3,
-                "max_difference": 0.0,
-                "correlation": 1.0,
+                "sha256": "0" * 64,
+                "limits": {"relative_difference": 1e-4},
+                **dict.fromkeys(
+                    (
+                        *("accuracy", "latency_ms", "peak_bytes"),
+                        *("max_logit_difference", "mean_logit_difference"),
+                        *("relative_difference", "correlation"),
+                        *("centred_correlation", "top1_agreement"),
+                    ),
+                    1.0,
+                ),
             }
         ],
     }
