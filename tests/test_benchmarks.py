@@ -21,6 +21,7 @@ from benchmarks import exporting
 from benchmarks import growth
 from benchmarks import machine
 from benchmarks import on_tensorflow
+from benchmarks import quantization
 from benchmarks import report
 from benchmarks import study
 from benchmarks import tuning
@@ -420,6 +421,29 @@ def test_power_is_that_of_the_test():
     found = ttest_1samp(differences, 0, axis=1).pvalue < 0.05 / 2
     # Three standard deviations of a share.
     assert found.mean() == pytest.approx(0.8, abs=3 * (0.16 / 20_000) ** 0.5)
+
+
+def test_page_of_int8_has_the_stored_numbers():
+    path = report.FOLDER / "quantization.jsonl"
+    records = study.read_records(path)
+    ways = [way for found in quantization.RUNS.values() for way in found]
+    seeds = range(quantization.SEEDS)
+    assert sorted((r["way"], r["seed"]) for r in records) == sorted(
+        (way, seed) for way in ways for seed in seeds
+    )
+    page = report.README.with_name("docs") / "int8.md"
+    assert quantization.report(records) in page.read_text()
+
+
+@pytest.mark.slow  # tracing fake quantisation takes a minute
+def test_steps_are_timed_beside_the_plain_network():
+    (plain, *others) = quantization.measure_steps(
+        [("resnext11_1x4d", 4, 8)], rounds=1, calls=2
+    )
+    assert (plain["state"], plain["ratio"]) == ("plain", 1)
+    assert len(others) == 3
+    for record in others:
+        assert record["ratio"] == pytest.approx(record["ms"] / plain["ms"])
 
 
 def test_readme_has_the_stored_numbers():
