@@ -52,14 +52,13 @@ classifier = keras_resnext.Classifier.load(
     "resnext29_8x4d_f64", "fashion_mnist"
 )
 
-
 clothes = open_dataset("fashion_mnist")
 clothes.prepare()
 images, _ = read_images(clothes, "test", classifier.transform, count=8)
 images = images.astype("uint8")
 predictions = classifier.predict(images)
 
-figure, axes = plt.subplots(1, 8, figsize=(12, 2.2), layout="constrained")
+figure, axes = plt.subplots(1, 8, figsize=(8.5, 1.7), layout="constrained")
 for ax, image, prediction in zip(axes, images, predictions, strict=True):
     ((name, probability),) = prediction.top(1)
     ax.imshow(image)
@@ -251,9 +250,7 @@ assert result.accuracy >= 0.95
 
 # %%
 digits = open_dataset("digits")
-images, labels = read_images(
-    digits, digits.val_split, classifier.transform, count=result.examples
-)
+images, labels = read_images(digits, digits.val_split, classifier.transform)
 images = images.astype("uint8")
 scores = np.stack([p.probabilities for p in classifier.predict(images)])
 hardest = scores[np.arange(len(labels)), labels].argsort()[:10]
