@@ -283,8 +283,9 @@ def report(records: list[dict]) -> str:
     for record in sorted(records, key=lambda r: r["seed"]):
         rights.setdefault(record["way"], []).append(right_images(record))
     seeds = max(map(len, rights.values()))
+    columns = [f"seed {seed}" for seed in range(seeds)]
     lines = [
-        f"| | {' | '.join(f'seed {seed}' for seed in range(seeds))} | mean |",
+        f"| rounding | {' | '.join(columns)} | mean |",
         f"|---|{'---|' * (seeds + 1)}",
     ]
     for way, found in rights.items():
@@ -293,7 +294,8 @@ def report(records: list[dict]) -> str:
         lines.append(f"| {way} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| | difference in points | over seeds | by image, median seed |",
+        "| question | difference in points | over seeds | "
+        "by image, median seed |",
         "|---|---|---|---|",
     ]
     for one, other in QUESTIONS:

@@ -355,8 +355,8 @@ def build(model: str, **arguments: Any) -> keras.Model:
 
     Example:
 
-    >>> build("resnext29_8x64d", classes=10).count_params()
-    34449994
+    >>> build("resnext29_8x64d", classes=10).output_shape
+    (None, 10)
     """
     name, arguments = model.lower(), {"weights": None, **arguments}
     if name in _BUILDERS:

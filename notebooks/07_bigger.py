@@ -309,7 +309,7 @@ for field in dataclasses.fields(TrainOptions):
 # %% [markdown]
 # ## What changes on other hardware
 #
-# | | |
+# | hardware | what changes |
 # |---|---|
 # | one GPU | nothing; `precision="mixed_bfloat16"` is worth it |
 # | several GPUs | `strategy="auto"` takes all of them; raise `batch_size`, and let `lr_base_size` scale the rate with it |

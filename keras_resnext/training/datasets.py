@@ -366,8 +366,11 @@ def read_images(
 
     Example:
 
+    >>> data = open_dataset("digits")
     >>> transform = EvalTransform.from_crop_pct(16)
     >>> images, labels = read_images(data, "train", transform, count=100)
+    >>> images.shape
+    (100, 16, 16, 3)
     """
     examples = data.encoded(split, shuffle_seed=shuffle_seed)
     if count is not None:
