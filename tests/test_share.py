@@ -345,6 +345,17 @@ def test_dry_run_writes_the_folder(classifier, tmp_path, monkeypatch):
         keras_resnext.push_to_hub(classifier, "user/beasts", dry_run=folder)
 
 
+def test_networks_that_round_are_not_shared(classifier, tmp_path):
+    aware = Classifier(
+        keras_resnext.quantization_aware(classifier.model),
+        LABELS,
+        classifier.transform,
+    )
+    with pytest.raises(ValueError, match="must be in floating point"):
+        keras_resnext.push_to_hub(aware, "user/x", dry_run=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_fingerprints_tell_what_files_would_differ(classifier, tmp_path):
     def of(changed=None, model=None, **options):
         changed = changed or classifier

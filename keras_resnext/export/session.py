@@ -417,16 +417,15 @@ class Session:
 
 def _settings(layer):
     """Class and numbers of a layer, as far as it tells them."""
-    try:
-        config = layer.get_config()
-    except NotImplementedError:  # a layer of the user's
-        config = {}
+    config = {}
+    if not isinstance(layer, keras.Model):  # its own layers say theirs
+        with contextlib.suppress(NotImplementedError):  # a layer of the user's
+            config = layer.get_config()
     return [type(layer).__name__] + [
         [name, value if isinstance(value, (list, tuple)) else repr(value)]
         for name, value in config.items()
         if name not in {"name", "dtype", "trainable"}
         and isinstance(value, (int, float, str, list, tuple))
-        and not isinstance(layer, keras.Model)  # of its own layers, then
     ]
 
 
