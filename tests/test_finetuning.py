@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_resnext
 from keras_resnext.classifier import Classifier
 from keras_resnext.training import Recipe
 from keras_resnext.training import evaluate
@@ -19,6 +20,8 @@ from keras_resnext.training.model import build_model
 from keras_resnext.training.model import set_trainable
 from keras_resnext.training.step import make_train_steps
 from keras_resnext.training.trainer import balanced_weights
+from keras_resnext.transforms import EvalTransform
+from keras_resnext.weights import export_weights
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +274,33 @@ def test_plans_adapt_to_the_data(shades, toy_run, tmp_path):
         plan_finetuning(shades, tmp_path, weights=toy_run.path, epoch=8)
     with pytest.raises(ValueError, match="`model` must be None or resnext11"):
         plan_finetuning(shades, tmp_path, weights=toy_run.path, model="x")
+
+
+def test_plans_start_from_what_a_file_says(shades, toy_run, tmp_path):
+    """Network, shortcuts, size and crop, not the defaults of a ResNeXt-50."""
+    model = toy_run.load_model()
+    transform = EvalTransform(image_size=8, resize_size=10)
+    file = tmp_path / "toy.keras"
+    Classifier(model, toy_run.labels, transform).save(file)
+    recipe = plan_finetuning(shades, tmp_path / "x", weights=file).recipe
+    assert (recipe.model, recipe.image_size) == ("resnext11_1x4d", 8)
+    assert recipe.eval_transform == transform
+    assert recipe.residual
+
+    plain = keras_resnext.ResNeXt(
+        *((1, 1, 1), 2, 4), stem="cifar", residual=False, classes=3
+    )
+    file = tmp_path / "plain.safetensors"
+    export_weights(plain, file)
+    recipe = plan_finetuning(shades, tmp_path / "x", weights=file).recipe
+    assert (recipe.model, recipe.image_size) == ("resnext11_2x4d", 32)
+    assert not recipe.residual
+    assert build_model(recipe, 3).count_params() == plain.count_params()
+
+    file = tmp_path / "other.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(file)
+    with pytest.raises(ValueError, match="`weights` must be of a network of"):
+        plan_finetuning(shades, tmp_path / "x", weights=file)
 
 
 @pytest.mark.slow

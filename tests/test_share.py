@@ -19,6 +19,7 @@ from keras_resnext.classifier import Classifier
 from keras_resnext.export import Session
 from keras_resnext.export import export_files
 from keras_resnext.export import plan_files
+from keras_resnext.training import plan_finetuning
 from keras_resnext.training.evaluation import Evaluation
 from keras_resnext.transforms import EvalTransform
 from keras_resnext.weights.timm_config import TimmModel
@@ -728,6 +729,29 @@ def test_other_networks_of_timm_are_refused(change, message):
     )
     with pytest.raises(ValueError, match=message):
         from_timm_config(config | change)
+
+
+@pytest.mark.integration
+def test_finetuning_starts_from_a_repository(hub, classifier, shades):
+    """With its network and transform; its normalisation is told apart."""
+    model = keras_resnext.ResNeXt(
+        *((1, 1, 1), 4, 8),
+        stem="cifar",
+        input_shape=(64, 64, 3),
+        classes=len(LABELS),
+    )
+    keras_resnext.push_to_hub(
+        dataclasses.replace(classifier, model=model), "user/beasts"
+    )
+    plan = plan_finetuning(shades, "unused", weights="hf://user/beasts")
+    recipe = plan.recipe
+    assert (recipe.model, recipe.weights) == (
+        "resnext11_4x8d",
+        "hf://user/beasts",
+    )
+    assert recipe.eval_transform.resize_size == 75
+    assert recipe.image_size == 64
+    assert "(normalization mean (0.4, 0.5, 0.6)" in " ".join(plan.reasons)
 
 
 @pytest.mark.integration

@@ -45,14 +45,14 @@ def finetune(
         str,
         typer.Option(
             help="Weights to start from: a tag (see `list --weights`), a file, "
-            "or the folder of a run."
+            "the folder of a run, or a repository, hf://user/name."
         ),
     ] = "imagenet",
     model: Annotated[
         str | None,
         typer.Option(
-            help="Name of a model, see `list`. Defaults to that of the run in "
-            "--weights, else resnext50."
+            help="Name of a model, see `list`. Defaults to the one that "
+            "--weights are of, with a tag to resnext50."
         ),
     ] = None,
     save_recipe: Annotated[

@@ -7,15 +7,22 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from keras_resnext.classifier import Classifier
 from keras_resnext.extras import suggest
+from keras_resnext.names import block_name
+from keras_resnext.names import parse_network
 from keras_resnext.training.datasets import open_dataset
 from keras_resnext.training.options import TrainOptions
 from keras_resnext.training.recipe import Recipe
 from keras_resnext.training.run import Run
 from keras_resnext.training.trainer import train
+from keras_resnext.transforms import EvalTransform
 from keras_resnext.variants import default_image_size
-from keras_resnext.weights import get_weights
+from keras_resnext.weights import convert
+from keras_resnext.weights.hub import Repository
+from keras_resnext.weights.load import fetch_source
 from keras_resnext.weights.load import find_source
+from keras_resnext.weights.read import open_weights
 from keras_resnext.weights.registry import WeightsRecord
 
 # Largest class / smallest class, from which classes are weighted.
@@ -63,10 +70,12 @@ def finetune(
         dataset: A folder `<class>/<image>` or `<split>/<class>/<image>`, or a
             TFDS name; see `keras_resnext.training.datasets.open_dataset`.
         workdir: Folder of the run, see `Run`.
-        weights: Weights to start from: a tag of `list_weights`, a file, or the
-            folder of a run. Defaults to `"imagenet"`.
-        model: Name of the network. Defaults to that of the run in `weights`,
-            else `"resnext50"`.
+        weights: Weights to start from: a tag of `list_weights`, a file, the
+            folder of a run, or a repository, `"hf://user/name"`; with the
+            transform of images that is stored with them. Defaults to
+            `"imagenet"`.
+        model: Name of the network. Defaults to the one that `weights` are of,
+            with a tag to `"resnext50"`.
         options: `TrainOptions`. Defaults to `None`, their defaults.
         on_plan: Called with the `FinetunePlan` before training. Defaults to
             `None`.
@@ -155,12 +164,15 @@ def plan_finetuning(
         split_file=run.split_file,
         val_fraction=fields.get("val_fraction", 0.0),
     )
-    start, about_weights = _start_from(weights, model, fields)
+    weights = _resolved(weights)
     if run.started:
-        given = {name: start[name] for name in ("model", "weights")} | fields
-        recipe = dataclasses.replace(run.recipe, dataset=data.name, **given)
+        given = {"weights": weights, "model": model or run.recipe.model}
+        recipe = dataclasses.replace(
+            run.recipe, dataset=data.name, **given, **fields
+        )
         run.check(recipe)
         return FinetunePlan(recipe, (f"Resuming {run.path} with its recipe.",))
+    start, about_weights = _start_from(weights, model, fields)
     data.prepare()
     if not data.num_examples("train"):
         raise ValueError(
@@ -211,29 +223,69 @@ def check_fields(fields):
             )
 
 
+def _resolved(weights):
+    """Initial weights as a recipe names them: runs by their whole path."""
+    run = _run_of(weights)
+    return str(run.path.resolve() if run else weights)
+
+
 def _start_from(weights, model, fields):
     """Network, weights and image size, and a line about them."""
+    if run := _run_of(weights):
+        return start_from_run(run, model)
+    name = model or "resnext50"
+    source = find_source(weights, name)
+    start = {"weights": weights, "crop_pct": 1.0}
+    if isinstance(source, WeightsRecord):
+        transform = source.transform
+        about = f"{source.name} ({source.license})"
+    else:
+        network, start["residual"] = _network_of(source)
+        name = model or network
+        transform = _stored_transform(source)
+        about = f"{name} with {source}"
+    if transform:
+        start["crop_pct"] = transform.crop_pct
+    size = fields.get("image_size") or (
+        transform.image_size if transform else default_image_size(name)
+    )
+    start |= {"model": name, "image_size": size}
+    ours = EvalTransform.from_crop_pct(size)
+    if transform and (transform.mean, transform.std) != (ours.mean, ours.std):
+        about += f" (normalization {transform.normalization}, now imagenet)"
+    return start, f"Start: {about}, {size} pixels."
+
+
+def _run_of(weights):
+    """The run whose folder is given as weights, if it is one."""
     place = pathlib.Path(weights)
     if place.is_dir() and Run(place).started:
-        return start_from_run(Run(place), model)
-    model = model or "resnext50"
-    source = find_source(weights, model)
-    if isinstance(source, WeightsRecord):
-        record = get_weights(model, str(weights))
-        transform = record.transform
-        size, crop_pct = transform.image_size, transform.crop_pct
-        about = f"{record.name} ({record.license})"
-    else:
-        size = fields.get("image_size") or default_image_size(model)
-        crop_pct = 1.0
-        about = f"{model} with {source}"
-    start = {
-        "model": model,
-        "weights": str(weights),
-        "image_size": size,
-        "crop_pct": crop_pct,
-    }
-    return start, f"Start: {about}, {size} pixels."
+        return Run(place)
+    return None
+
+
+def _network_of(source):
+    """Name of the network that a file's weights are of; shortcuts or not."""
+    path = fetch_source(source)
+    with open_weights(path) as stored:
+        shapes = stored.shapes
+    name = convert.infer_architecture(shapes)
+    if parse_network(name) is None:
+        raise ValueError(
+            f"`weights` must be of a network of this package; {source} has "
+            f"those of {name}."
+        )
+    return name, f"{block_name(2, 1)}_0_conv" in shapes
+
+
+def _stored_transform(source):
+    """The transform in a `.keras` file or a repository, if there is one."""
+    if not (isinstance(source, Repository) or source.suffix == ".keras"):
+        return None
+    try:
+        return Classifier.load(str(source)).transform
+    except ValueError:  # it may hold nothing but weights
+        return None
 
 
 def start_from_run(run, model):

@@ -162,8 +162,9 @@ class Recipe:
             model's input, in pixels; 0 for `image_size`.
         crop_pct: Side of the evaluated square as a fraction of the image's
             shorter side; 0.875 is a crop of 224 pixels out of 256.
-        weights: Initial weights: a file, a tag of `list_weights`, or
-            `"imagenet"`; empty for random ones.
+        weights: Initial weights: a file, the folder of a run, a repository
+            (`"hf://user/name"`), a tag of `list_weights`, or `"imagenet"`;
+            empty for random ones.
         head_epochs: First epochs, in which only the classifier is trained, and
             batch norm uses its moving statistics; 0 for none.
         head_learning_rate: Learning rate at the beginning of these epochs; it
