@@ -5,6 +5,7 @@ import math
 
 import keras
 
+from keras_resnext.fake_quantization import FakeQuantization
 from keras_resnext.inspection import check_graph
 
 
@@ -13,8 +14,9 @@ class Complexity:
     """What a model, or one of its layers, costs for one image.
 
     Args:
-        params: Number of weights without batch norm's moving statistics.
-            Frozen layers count.
+        params: Number of weights without what is only observed: the moving
+            statistics of batch norms and the ranges of activations. Frozen
+            layers count.
         multiply_adds: Multiply-adds of convolutions and dense layers; the
             "FLOPs" of the paper and of torchvision.
         activations: Number of values in the outputs of convolutions
@@ -113,13 +115,17 @@ _CONVOLUTIONS = (
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 # Elementwise operations are not counted, as usual.
 _ELEMENTWISE = (
+    FakeQuantization,
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
     keras.layers.Normalization,
     keras.layers.PReLU,
 )
-_STATISTICS = {"moving_mean", "moving_variance", "mean", "variance", "count"}
+_STATISTICS = {
+    *("moving_mean", "moving_variance", "mean", "variance", "count"),
+    *("minimum", "maximum", "steps"),
+}
 
 
 def _count_layer(layer):
@@ -127,7 +133,7 @@ def _count_layer(layer):
     params = sum(
         math.prod(weight.shape)
         for weight in layer.weights
-        if not isinstance(layer, _ELEMENTWISE) or weight.name not in _STATISTICS
+        if weight.name not in _STATISTICS
     )
     if isinstance(layer, _ELEMENTWISE):
         return Complexity(params, 0, 0)

@@ -1,6 +1,7 @@
 """Quantisation-aware training against NumPy, the float model and LiteRT."""
 
 import collections
+import dataclasses
 
 import keras
 import numpy as np
@@ -240,6 +241,13 @@ def test_it_learns_and_is_saved(network, tmp_path):
         loaded(pixels[:8]), model(pixels[:8]), strict=True
     )
     assert loaded.count_params() == model.count_params()
+
+
+def test_it_costs_what_the_network_costs(network):
+    aware = keras_resnext.count_complexity(quantization_aware(network))
+    plain = keras_resnext.count_complexity(network)
+    assert aware == dataclasses.replace(plain, by_layer=aware.by_layer)
+    assert plain.params != network.count_params()  # statistics are none
 
 
 @pytest.mark.parametrize("bits", [1, 9, 4.5, 8.0])
@@ -556,6 +564,8 @@ def test_what_it_does_not_work_with(network):
     aware = quantization_aware(network)
     with pytest.raises(ValueError, match="for whose convolutions Keras has no"):
         keras_resnext.to_stock_layers(aware)
+    with pytest.raises(ValueError, match="which knows the grouped form alone"):
+        keras_resnext.convert_form(aware, "branches")
     with pytest.raises(ValueError, match=r"input\w*_fake_quant is a Fake"):
         quantization_aware(aware)
     inputs = keras.Input((16, 16, 3))

@@ -5,6 +5,7 @@ import keras
 from keras_resnext import blocks
 from keras_resnext.extras import suggest
 from keras_resnext.inspection import edges
+from keras_resnext.inspection import is_quantization_aware
 from keras_resnext.inspection import layers_of
 from keras_resnext.names import join_paths
 from keras_resnext.names import parse_name
@@ -57,11 +58,11 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
         that is used several times stays shared.
 
     Raises:
-        ValueError: if `form` is none of these, the model has no blocks or
-            folded ones, it contains a model that is neither functional nor
-            sequential, a block is used twice or read in its middle, or its
-            layers are not as the builders make them; the message names the
-            layer.
+        ValueError: if `form` is none of these, or the model comes from
+            `quantization_aware`, has no blocks or folded ones, contains a
+            model that is neither functional nor sequential, uses a block
+            twice, reads one in its middle, or has layers that are not as the
+            builders make them; the message names the layer.
 
     Example:
 
@@ -79,6 +80,11 @@ def convert_form(model: keras.Model, form: str) -> keras.Model:
             f"; got {form!r}.{suggest(form, blocks.TRANSFORMS)}"
         )
     model = as_functional(model)
+    if is_quantization_aware(model):
+        raise ValueError(
+            "`model` must not come from `quantization_aware`, which knows the "
+            f"grouped form alone; {model.name} does."
+        )
     _check_has_blocks(model)
     owners = {}
 
