@@ -732,7 +732,7 @@ def test_other_networks_of_timm_are_refused(change, message):
 
 
 @pytest.mark.integration
-def test_finetuning_starts_from_a_repository(hub, classifier, shades):
+def test_finetuning_starts_from_a_repository(hub, classifier, shades, tmp_path):
     """With its network and transform; its normalisation is told apart."""
     model = keras_resnext.ResNeXt(
         *((1, 1, 1), 4, 8),
@@ -743,7 +743,7 @@ def test_finetuning_starts_from_a_repository(hub, classifier, shades):
     keras_resnext.push_to_hub(
         dataclasses.replace(classifier, model=model), "user/beasts"
     )
-    plan = plan_finetuning(shades, "unused", weights="hf://user/beasts")
+    plan = plan_finetuning(shades, tmp_path / "x", weights="hf://user/beasts")
     recipe = plan.recipe
     assert (recipe.model, recipe.weights) == (
         "resnext11_4x8d",

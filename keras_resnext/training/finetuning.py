@@ -71,9 +71,9 @@ def finetune(
             TFDS name; see `keras_resnext.training.datasets.open_dataset`.
         workdir: Folder of the run, see `Run`.
         weights: Weights to start from: a tag of `list_weights`, a file, the
-            folder of a run, or a repository, `"hf://user/name"`; with the
-            transform of images that is stored with them. Defaults to
-            `"imagenet"`.
+            folder of a run, or a repository, `"hf://user/name"`. Size and
+            crop of images are those that are stored with them, if any are.
+            Defaults to `"imagenet"`.
         model: Name of the network. Defaults to the one that `weights` are of,
             with a tag to `"resnext50"`.
         options: `TrainOptions`. Defaults to `None`, their defaults.
@@ -86,7 +86,9 @@ def finetune(
         The finished `Run`.
 
     Raises:
-        ValueError: see `train`.
+        ValueError: see `plan_finetuning` and `train`.
+        ConnectionError: if a repository or published weights cannot be
+            fetched.
 
     Example:
 
@@ -149,6 +151,7 @@ def plan_finetuning(
     Raises:
         ValueError: if the data set, the weights or a field cannot be used, or
             `workdir` contains another run.
+        ConnectionError: if a repository cannot be fetched.
 
     Example:
 
